@@ -1,0 +1,42 @@
+"""dbtasks: run Django's tasks in production from the database that a project already has."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from .exceptions import Discard, Retry, TaskInterrupted, TaskTimeout, WorkerDied
+from .periodic import Periodic
+from .schedule import Crontab, Duration, Every, Schedule
+
+if TYPE_CHECKING:
+    from .tasks import Task, task
+
+__all__ = [
+    "Crontab",
+    "Discard",
+    "Duration",
+    "Every",
+    "Periodic",
+    "Retry",
+    "Schedule",
+    "Task",
+    "TaskInterrupted",
+    "TaskTimeout",
+    "WorkerDied",
+    "task",
+]
+
+try:
+    __version__ = metadata.version("django-dbtasks")
+except metadata.PackageNotFoundError:  # a checkout on the path
+    __version__ = "0"
+
+
+def __getattr__(name: str) -> Any:
+    # django.tasks needs settings, and settings name Periodic: the task names load when asked for.
+    if name in ("Task", "task"):
+        from . import tasks
+
+        return getattr(tasks, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,299 @@
+"""DatabaseBackend: the contract of django.tasks on the queue's table."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import inspect
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from django.core import checks
+from django.core.exceptions import ImproperlyConfigured
+from django.db import transaction
+from django.tasks.backends.base import BaseTaskBackend
+from django.tasks.base import Task as DjangoTask
+from django.tasks.base import TaskResult, TaskResultStatus
+from django.tasks.exceptions import InvalidTask, TaskResultDoesNotExist
+from django.tasks.signals import task_enqueued
+from django.utils import timezone
+from django.utils.json import normalize_json
+
+from . import policy as policies
+from .engines import Engine, NewTask, get_engine
+from .engines.portable import INSERT_BATCH
+from .fields import as_utc, dump_json, explain_not_json
+from .ids import parse_id, uuid7
+from .models import BACKEND_MAX_LENGTH, PATH_MAX_LENGTH, QUEUE_MAX_LENGTH, ScheduledTask
+from .options import Options, Problem, parse_exceptions, parse_options
+from .policy import Policy
+from .results import result_of_row, unchecked
+from .tasks import Task
+
+# When this process loaded its code: tasks that it does not know but that a younger process
+# enqueued are from a newer deployment.
+CODE_SINCE = int(time.time())
+
+
+class DatabaseBackend(BaseTaskBackend):
+    """Keeps tasks in the database `OPTIONS["database"]`; dbtasks' runners execute them."""
+
+    task_class = Task
+    supports_defer = True
+    supports_async_task = True
+    supports_get_result = True
+    supports_priority = True
+
+    def __init__(self, alias: str, params: dict[str, Any]) -> None:
+        super().__init__(alias, params)
+        self.parsed, self.problems = parse_options(alias, self.options)
+        if len(alias) > BACKEND_MAX_LENGTH:
+            message = f"TASKS[{alias!r}]: an alias can have at most {BACKEND_MAX_LENGTH} characters"
+            self.problems.append(Problem("BACKEND", message))
+
+    @property
+    def settings(self) -> Options:
+        """The checked OPTIONS. Raises ImproperlyConfigured that names every wrong key."""
+        if self.problems:
+            raise ImproperlyConfigured(" ".join(map(str, self.problems)))
+        return self.parsed
+
+    @property
+    def engine(self) -> Engine:
+        return get_engine(self.parsed.database, self.alias)
+
+    # Tasks
+
+    def validate_task(self, task: DjangoTask) -> None:
+        super().validate_task(task)
+        if len(task.queue_name) > QUEUE_MAX_LENGTH:
+            raise InvalidTask(f"queue_name can have at most {QUEUE_MAX_LENGTH} characters.")
+        if not task.queue_name or task.queue_name.endswith("*"):
+            raise InvalidTask(
+                f"queue_name {task.queue_name!r} is not possible: a queue has a name, and one "
+                "that ends with * would be a pattern for --queues."
+            )
+        if len(task.module_path) > PATH_MAX_LENGTH:
+            raise InvalidTask(f"the task's path is longer than {PATH_MAX_LENGTH} characters.")
+        try:
+            self.policy_of(task)
+            self.retry_for(task)
+        except ValueError as error:
+            raise InvalidTask(f"{task.module_path}: {error}.") from None
+
+    def policy_of(self, task: DjangoTask, retain: float | None = None) -> Policy:
+        """What holds for this task: its own options, then OPTIONS. Raises ValueError.
+
+        `retain`: seconds, from a periodic entry; wins over both.
+        """
+        default = self.parsed.policy
+        path = task.module_path
+        own = {
+            name: value
+            for name in ("max_attempts", "backoff", "timeout", "max_crashes", "retain", "ack")
+            if (value := getattr(task, name, None)) is not None
+        }
+        changes = policies.parse_policy(own) if own else {}
+        if "retain" not in changes and path in self.parsed.retain_by_path:
+            changes["retain"] = self.parsed.retain_by_path[path]
+        if retain is not None:
+            changes["retain"] = retain
+        return _replaced(default, tuple(changes.items())) if changes else default
+
+    def retry_for(self, task: DjangoTask) -> tuple[type[BaseException], ...]:
+        """The exceptions after which the task may run again. Raises ValueError."""
+        own = getattr(task, "retry_for", None)
+        return self.parsed.retry_for if own is None else parse_exceptions("retry_for", own)
+
+    # Producing
+
+    def enqueue(
+        self, task: DjangoTask, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> TaskResult:
+        """Adds one call of `task` in the caller's transaction.
+
+        Raises TypeError or ValueError that names the argument which JSON cannot hold, InvalidTask,
+        and ImproperlyConfigured where OPTIONS are wrong.
+        """
+        return self.enqueue_all([(task, args, kwargs)])[0]
+
+    def enqueue_all(
+        self, calls: Iterable[tuple[DjangoTask, Sequence[Any], Mapping[str, Any]]]
+    ) -> list[TaskResult]:
+        """Adds many calls, (task, args, kwargs) each, in bulk and in the caller's transaction.
+
+        Nothing is added if one of them is refused; errors are those of `enqueue`.
+        """
+        settings = self.settings
+        now = timezone.now()
+        rows, results = [], []
+        for task, args, kwargs in calls:
+            self.validate_task(task)
+            row = self.new_row(task, args, kwargs, now)
+            rows.append(row)
+            results.append(self.new_result(task, args, kwargs, row, now))
+        if settings.immediate:
+            from .immediate import run_immediately
+
+            now_rows = [pair for pair in zip(rows, results, strict=True) if pair[0].due_at is None]
+            self.insert([row for row in rows if row.due_at is not None], notify=False)
+            self.announce(results)
+            for row, result in now_rows:
+                run_immediately(self, row, result)
+        else:
+            self.insert(rows, notify=settings.notify)
+            self.announce(results)
+        return results
+
+    def insert(self, rows: Sequence[NewTask], notify: bool) -> None:
+        """All rows or none of them, also where they are too many for one statement."""
+        if len(rows) <= INSERT_BATCH:
+            self.engine.insert(rows, notify)
+            return
+        with transaction.atomic(using=self.parsed.database):
+            self.engine.insert(rows, notify)
+
+    async def aenqueue_all(
+        self, calls: Iterable[tuple[DjangoTask, Sequence[Any], Mapping[str, Any]]]
+    ) -> list[TaskResult]:
+        return await sync_to_async(self.enqueue_all, thread_sensitive=True)(calls)
+
+    def announce(self, results: Iterable[TaskResult]) -> None:
+        """task_enqueued for each; a broken receiver must not make the caller enqueue again."""
+        if self.parsed.signals:
+            for result in results:
+                task_enqueued.send_robust(type(self), task_result=result)
+
+    def new_row(
+        self,
+        task: DjangoTask,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        now: datetime.datetime,
+        *,
+        periodic: str = "",
+        retain: float | None = None,
+    ) -> NewTask:
+        """The row of one call. Raises TypeError or ValueError for what is not JSON."""
+        run_after = None if task.run_after is None else as_utc(task.run_after)
+        return NewTask(
+            id=uuid7().hex,
+            task_path=task.module_path,
+            args=_json_argument(task, "args", list(args)),
+            kwargs=_json_argument(task, "kwargs", dict(kwargs)),
+            queue=task.queue_name,
+            priority=int(task.priority),
+            run_after=run_after,
+            due_at=run_after if run_after is not None and run_after > as_utc(now) else None,
+            enqueued_at=now,
+            policy=_with_code(self.policy_of(task, retain).to_text()),
+            periodic=periodic,
+        )
+
+    def new_result(
+        self,
+        task: DjangoTask,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        row: NewTask,
+        now: datetime.datetime,
+    ) -> TaskResult:
+        return TaskResult(
+            task=task if task.backend == self.alias else unchecked(task, backend=self.alias),
+            id=str(parse_id(row.id)),
+            status=TaskResultStatus.READY,
+            enqueued_at=now,
+            started_at=None,
+            finished_at=None,
+            last_attempted_at=None,
+            args=list(args),
+            kwargs=dict(kwargs),
+            backend=self.alias,
+            errors=[],
+            worker_ids=[],
+        )
+
+    # Results
+
+    def get_result(self, result_id: str) -> TaskResult:
+        """The result with that id. Raises TaskResultDoesNotExist; retention deletes results."""
+        id = parse_id(result_id)
+        rows = ScheduledTask.objects.using(self.parsed.database)
+        row = rows.filter(pk=id, backend=self.alias).first() if id else None
+        if row is None:
+            raise TaskResultDoesNotExist(result_id)
+        return result_of_row(row)
+
+    def check(self, **kwargs: Any) -> list[checks.CheckMessage]:
+        from .checks import check_backend
+
+        return list(check_backend(self))
+
+
+@functools.lru_cache(maxsize=1024)
+def _replaced(policy: Policy, changes: tuple[tuple[str, Any], ...]) -> Policy:
+    import dataclasses
+
+    return dataclasses.replace(policy, **dict(changes))
+
+
+@functools.lru_cache(maxsize=1024)
+def _with_code(policy_text: str) -> str:
+    """Notes since when the enqueuing process has its code (seconds since 1970)."""
+    rest = policy_text[1:-1]
+    return f'{{"code":{CODE_SINCE}{"," if rest else ""}{rest}}}'
+
+
+def _json_argument(task: DjangoTask, where: str, value: Any) -> str:
+    if not value:
+        return "[]" if where == "args" else "{}"
+    try:
+        normalized = normalize_json(value)
+        if explain_not_json(normalized, where) is None:
+            return dump_json(normalized)
+    except (TypeError, ValueError, RecursionError):
+        pass
+    raise _named_refusal(task, where, value)
+
+
+def _named_refusal(task: DjangoTask, where: str, value: Any) -> TypeError:
+    """An error that says which argument JSON cannot hold."""
+    items: Iterable[tuple[str, Any]] = (
+        _positions(task.func, value, task.takes_context) if where == "args" else value.items()
+    )
+    for name, item in items:
+        if problem := _why_not_json(item, f"argument {name!r}"):
+            return TypeError(
+                f"{task.module_path}: {problem}. Arguments of tasks are stored as JSON; pass "
+                "strings, numbers, booleans, None, lists and dictionaries of these."
+            )
+    return TypeError(f"{task.module_path}: {where} cannot be stored as JSON.")
+
+
+def _why_not_json(item: Any, where: str) -> str | None:
+    try:
+        normalized = normalize_json(item)
+    except (TypeError, ValueError):
+        return explain_not_json(item, where)
+    except RecursionError:
+        return f"{where} is nested too deeply or contains itself"
+    if problem := explain_not_json(normalized, where):
+        return problem
+    try:
+        dump_json(normalized)
+    except ValueError as error:  # a number with more digits than Python converts
+        return f"{where} cannot be written: {error}"
+    return None
+
+
+def _positions(
+    func: Callable[..., Any], args: Sequence[Any], takes_context: bool
+) -> list[tuple[str, Any]]:
+    try:
+        names = list(inspect.signature(func).parameters)[1 if takes_context else 0 :]
+    except (TypeError, ValueError):
+        names = []
+    names += [f"#{index + 1}" for index in range(len(names), len(args))]
+    return list(zip(names, args, strict=False))

@@ -1,0 +1,271 @@
+"""The loop of every worker, process or thread: finish the last task, claim the next, run it.
+
+A worker knows how to wait, when to stop and how to interrupt a task; it hands that in as a
+`Control`. All else about a task's way through a worker is here, once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from django.db import Error as DatabaseError
+from django.tasks.signals import task_finished
+from django.utils import timezone
+
+from .engines import Claimant, Claimed, Engine, Outcome
+from .exceptions import ResultNotStored
+from .execution import Execution, described, execute, interrupts
+from .fields import dump_json
+from .hygiene import tidy_up, watch_for_transactions
+from .queues import QueueSelection
+from .results import json_list, update_result
+
+if TYPE_CHECKING:
+    from .backend import DatabaseBackend
+
+logger = logging.getLogger("dbtasks")
+T = TypeVar("T")
+
+RETRY_FIRST, RETRY_MOST = 0.1, 5.0  # seconds between two tries to reach the database
+
+
+class Control(Protocol):
+    """What a worker process and a worker thread do differently."""
+
+    def stopping(self) -> bool:
+        """Whether no further task is to be claimed; also the sign of life of a busy worker."""
+
+    def idle(self) -> None:
+        """From now on a wake-up will be noticed; called before the last look at the queue."""
+
+    def wait(self) -> None:
+        """Returns on a wake-up, when it is time to look by ourselves, or when stopping."""
+
+    def pause(self, seconds: float) -> None:
+        """Waits for the database; returns early when stopping."""
+
+    def began(self, claimed: Claimed) -> None:
+        """A task starts."""
+
+    def ended(self, execution: Execution) -> None:
+        """A task is over; its outcome is not written yet."""
+
+    def settled(self) -> None:
+        """The outcomes of all tasks that ended are written."""
+
+    def limit(self, seconds: float | None) -> contextlib.AbstractContextManager[None]:
+        """Raises TaskTimeout, or TaskInterrupted on shutdown, in what runs inside."""
+
+    def database_lost(self, why: str) -> None:
+        """The database went away; tries go on."""
+
+    def database_found(self) -> None:
+        """It is back."""
+
+
+class Consumer:
+    """One worker's way through the queue."""
+
+    def __init__(
+        self,
+        backend: DatabaseBackend,
+        who: Claimant,
+        queues: QueueSelection,
+        control: Control,
+    ) -> None:
+        self.backend = backend
+        self.engine: Engine = backend.engine
+        self.who = who
+        self.queues = queues
+        self.control = control
+        self.processed = 0
+        self._unwritten: list[Execution] = []
+
+    def run(self) -> None:
+        """Until the control says stop; then writes what is done and leaves nothing claimed."""
+        waited = True
+        while not self.control.stopping():
+            if waited:
+                self.control.idle()
+            claimed = self.patiently(self.finish_and_claim)
+            if claimed:
+                waited = False
+                for row in claimed:
+                    self.run_task(row)
+            elif not waited:
+                waited = True  # look once more, now that a wake-up would be noticed
+            elif claimed is not None:
+                self.control.wait()
+        while self._unwritten:
+            self.patiently(self.finish)
+
+    def run_task(self, claimed: Claimed) -> None:
+        """Runs one task; its outcome is written with the next claim."""
+        watch_for_transactions(self.connection)
+        self.control.began(claimed)
+        execution = execute(self.backend, claimed, self.who.worker, self.control.limit)
+        self.control.ended(execution)
+        tidy_up(self.engine, interrupted=interrupts(execution.error))
+        self.processed += 1
+        self._unwritten.append(execution)
+
+    @property
+    def connection(self) -> Any:
+        from django.db import connections
+
+        return connections[self.engine.alias]
+
+    # The database
+
+    def finish_and_claim(self) -> list[Claimed]:
+        outcomes = [execution.outcome for execution in self._unwritten]
+        try:
+            written, claimed = self.engine.finish_and_claim(outcomes, self.who, self.queues)
+        except DatabaseError as error:
+            if not outcomes or self.engine.unavailable(error):
+                raise
+            self.finish_one_by_one(error)
+            return []
+        self.settle(written)
+        return claimed
+
+    def finish(self) -> None:
+        outcomes = [execution.outcome for execution in self._unwritten]
+        try:
+            written = self.engine.finish(outcomes)
+        except DatabaseError as error:
+            if self.engine.unavailable(error):
+                raise
+            self.finish_one_by_one(error)
+            return
+        self.settle(written)
+
+    def finish_one_by_one(self, error: DatabaseError) -> None:
+        """The database refuses what a task returned: that fails this task and no other."""
+        written = set()
+        for execution in self._unwritten:
+            tidy_up(self.engine)
+            try:
+                written |= self.engine.finish([execution.outcome])
+            except DatabaseError as refusal:
+                if self.engine.unavailable(refusal):
+                    raise
+                written |= self.engine.finish([not_stored(execution.outcome, refusal)])
+        self.settle(written)
+
+    def settle(self, written: set[str]) -> None:
+        """Tells the world about outcomes that are in the database now."""
+        for execution in self._unwritten:
+            if execution.outcome.id in written:
+                self.announce(execution)
+            else:
+                logger.warning(
+                    "task %s (%s): its claim was given to another worker meanwhile, "
+                    "so this result is dropped",
+                    execution.claimed.id,
+                    execution.claimed.task_path,
+                    extra=self.about(execution),
+                )
+        if self._unwritten:
+            self.control.settled()
+        self._unwritten.clear()
+
+    def announce(self, execution: Execution) -> None:
+        log_outcome(execution, self.about(execution))
+        if execution.finished and execution.result is not None and self.backend.parsed.signals:
+            update_result(execution.result, finished_at=timezone.now())
+            task_finished.send_robust(type(self.backend), task_result=execution.result)
+
+    def about(self, execution: Execution) -> dict[str, Any]:
+        """The extra fields of each record about a task."""
+        claimed = execution.claimed
+        return {
+            "task_id": claimed.id,
+            "task_path": claimed.task_path,
+            "queue": claimed.queue,
+            "worker_id": self.who.worker,
+            "attempt": claimed.attempt,
+            "duration_ms": round(execution.seconds * 1000, 3),
+        }
+
+    def patiently(self, action: Callable[[], T]) -> T | None:
+        """`action`, again and again while the database is away; None if told to stop meanwhile.
+
+        With outcomes to write it goes on even then: whoever wants the worker gone will kill it.
+        """
+        delay = RETRY_FIRST
+        lost = False
+        while True:
+            try:
+                result = action()
+            except DatabaseError as error:
+                why = self.engine.unavailable(error)
+                if why is None:
+                    raise
+                self.engine.close()
+                if not lost:
+                    self.control.database_lost(why)
+                lost = True
+                if self.control.stopping() and not self._unwritten:
+                    return None
+                self.control.pause(delay * random.uniform(0.5, 1.0))
+                delay = min(delay * 2, RETRY_MOST)
+            else:
+                if lost:
+                    self.control.database_found()
+                return result
+
+
+def not_stored(outcome: Outcome, refusal: DatabaseError) -> Outcome:
+    """The outcome of a task whose return value the database does not take."""
+    told = " ".join(str(refusal).split())
+    error = described(ResultNotStored(f"the database refused the return value: {told}"))
+    return outcome._replace(
+        status="FAILED",
+        return_value=None,
+        errors=dump_json([*json_list(outcome.errors)[-3:], error]),
+        retry_in=None,
+    )
+
+
+def log_outcome(execution: Execution, about: dict[str, Any]) -> None:
+    """One line per task: DEBUG when all is well, the traceback once when it is not."""
+    claimed, outcome = execution.claimed, execution.outcome
+    if not execution.failed:
+        logger.debug(
+            "task %s done in %.1f ms", claimed.task_path, execution.seconds * 1000, extra=about
+        )
+    elif outcome.retry_in is None:
+        logger.error(
+            "task %s (%s) failed: %s",
+            claimed.task_path,
+            claimed.id,
+            summary(execution.error),
+            exc_info=execution.error,
+            extra=about,
+        )
+    else:
+        logger.warning(
+            "task %s (%s) runs again in %.1f s: %s",
+            claimed.task_path,
+            claimed.id,
+            outcome.retry_in,
+            summary(execution.error),
+            extra=about,
+        )
+
+
+def summary(error: BaseException | None) -> str:
+    """An exception in one line; its arguments may be long."""
+    if error is None:
+        return "the database refused its result"
+    try:
+        told = " ".join(str(error).split())
+    except Exception:
+        told = ""
+    name = type(error).__name__
+    return f"{name}: {told[:200]}" if told else name

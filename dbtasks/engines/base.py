@@ -1,0 +1,297 @@
+"""The contract of an engine: all that the queue asks of a database.
+
+An engine holds no connection: each call uses Django's connection of the calling thread for
+`alias`. Every write about a claimed row is fenced by the claim (worker and attempt): of two that
+believe they hold a row, one finds no row to write. Times are the database's clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from ..policy import Policy, policy_from_text
+from ..queues import QueueSelection
+
+NOTIFY_INTERVAL = 0.025  # seconds between two notifications of one producer about one queue
+
+
+class NewTask(NamedTuple):
+    """A row to be inserted; JSON columns as text. Claimable at once unless `due_at` is set."""
+
+    id: str
+    task_path: str
+    args: str
+    kwargs: str
+    queue: str
+    priority: int
+    run_after: datetime.datetime | None
+    due_at: datetime.datetime | None
+    enqueued_at: datetime.datetime
+    policy: str
+    periodic: str = ""
+
+
+class Claimed(NamedTuple):
+    """A row that a worker has claimed, as the database returned it; JSON columns as text."""
+
+    id: str
+    attempt: int
+    task_path: str
+    args: str
+    kwargs: str
+    queue: str
+    priority: int
+    run_after: Any
+    enqueued_at: Any
+    started_at: Any
+    last_attempted_at: Any
+    worker_ids: str
+    errors: str
+    failures: int
+    policy_text: str
+    periodic: str
+
+    @property
+    def policy(self) -> Policy:
+        return policy_from_text(self.policy_text)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Claimant:
+    """Who claims: the node and the worker. A worker's id is never used again after its death."""
+
+    node: str
+    worker: str
+
+
+class Outcome(NamedTuple):
+    """What became of one attempt. `retry_in` (seconds) is set if and only if it is READY again."""
+
+    id: str
+    attempt: int
+    worker: str
+    status: str
+    return_value: str | None
+    errors: str
+    worker_ids: str
+    failures: int
+    retry_in: float | None
+    retain: float | None  # seconds after the finish; None keeps the row
+
+
+@dataclasses.dataclass(frozen=True)
+class Death:
+    """How a claimant ended, for the errors of the rows that it ran.
+
+    `running`: the id of the row whose task was running, or None if that is not known; then every
+    row of the claimant counts as running. `counted` is False where our own shutdown cut it short.
+    """
+
+    reason: str
+    running: frozenset[str] | None = None
+    counted: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Rescued:
+    """Ids of the rows of a dead claimant: given back unpunished, to run again, or failed."""
+
+    released: tuple[str, ...] = ()
+    retried: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.released or self.retried or self.failed)
+
+    def __add__(self, other: Rescued) -> Rescued:
+        return Rescued(
+            self.released + other.released,
+            self.retried + other.retried,
+            self.failed + other.failed,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class NodeInfo:
+    """What a node tells of itself. `lease` in seconds."""
+
+    id: str
+    name: str
+    host: str
+    pid: int
+    kind: str
+    lease: float
+
+
+@dataclasses.dataclass(frozen=True)
+class PeriodicState:
+    """A row of models.PeriodicTask; times aware and in UTC."""
+
+    spec: str
+    since: datetime.datetime
+    last_due: datetime.datetime | None
+    deployed_at: datetime.datetime
+
+    @property
+    def settled_until(self) -> datetime.datetime:
+        """Due times up to here are dealt with, or were never wanted."""
+        return self.since if self.last_due is None else max(self.since, self.last_due)
+
+
+class Glance(NamedTuple):
+    """`due_in`: seconds until the next deferred row is due (negative: overdue), or None."""
+
+    ready: bool
+    due_in: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """Rows of one backend that are not finished."""
+
+    ready: int
+    deferred: int
+    running: int
+
+
+class Watcher(Protocol):
+    """Tells cheaply that the queue may have changed."""
+
+    tells: bool
+    """Whether it does; without it the queue must be asked each time."""
+    interval: float | None
+    """Seconds between two calls of `changed` where there is no descriptor to wait for."""
+
+    def fileno(self) -> int | None:
+        """A descriptor that becomes readable on a change, if there is one."""
+
+    def changed(self) -> bool:
+        """Whether something was committed since the last call. Raises DatabaseError."""
+
+
+class Engine(Protocol):
+    """What PostgreSQL, MySQL/MariaDB and SQLite each do in their own way."""
+
+    alias: str
+    backend: str
+
+    # Producing
+    def insert(self, rows: Sequence[NewTask], notify: bool = True) -> None:
+        """Inserts the rows in the caller's transaction and tells the schedulers."""
+
+    # Consuming
+    def claim(self, who: Claimant, queues: QueueSelection, limit: int = 1) -> list[Claimed]:
+        """Up to `limit` ready rows by preference, priority, age; RUNNING and `who`'s from now."""
+
+    def finish(self, outcomes: Sequence[Outcome]) -> set[str]:
+        """Writes outcomes; returns the ids that were still held by their claim."""
+
+    def finish_and_claim(
+        self, outcomes: Sequence[Outcome], who: Claimant, queues: QueueSelection, limit: int = 1
+    ) -> tuple[set[str], list[Claimed]]:
+        """`finish` and then `claim`, in one statement or one short transaction."""
+
+    def release(self, who: Claimant, rows: Iterable[tuple[str, int]] | None = None) -> int:
+        """Gives rows (id, attempt) back as they were, uncounted; None: all that `who` holds."""
+
+    # Upkeep
+    def rescue(self, node: str, worker: str | None, death: Death) -> Rescued:
+        """Gives back or fails the rows of a dead worker, or of all workers of a dead node."""
+
+    def promote_due(self, limit: int = 1000) -> int:
+        """Makes deferred rows claimable whose time has come; returns how many."""
+
+    def glance(self) -> Glance:
+        """One cheap query: is anything ready, and when is the next deferred row due."""
+
+    def ready_count(self, queues: QueueSelection, limit: int) -> int:
+        """How many rows are claimable in `queues`, counted up to `limit`."""
+
+    def counts(self) -> Counts:
+        """Counts the unfinished rows; reads only the indexes of such rows."""
+
+    def expired_exist(self) -> bool:
+        """Whether any row is past its retention."""
+
+    def prune(self, limit: int = 1000) -> int:
+        """Deletes up to `limit` rows past their retention, in one short transaction."""
+
+    # Nodes
+    def renew_lease(self, node: NodeInfo, state: str = "running") -> None:
+        """Registers the node or renews its lease."""
+
+    def node_started(self, node_id: str) -> datetime.datetime | None:
+        """When the node registered, aware and in UTC; None if it is not known."""
+
+    def end_lease(self, node_id: str) -> None:
+        """Removes the node; call it when it holds no claims any more."""
+
+    def dead_nodes(self) -> list[tuple[str, str]]:
+        """(id, name) of nodes that hold claims, or are registered, without a valid lease."""
+
+    def save_workers(self, node_id: str, workers: Sequence[dict[str, Any]]) -> None:
+        """Replaces what is known of the node's workers (fields of models.Worker)."""
+
+    # Periodic
+    def locked(self, name: str) -> contextlib.AbstractContextManager[bool]:
+        """A transaction that holds the advisory lock `name`; gives False where another has it."""
+
+    def periodic_states(self) -> dict[str, PeriodicState]:
+        """What is known of the periodic entries of this backend, by name."""
+
+    def begin_periodic(
+        self, name: str, task_path: str, spec: str, deployed_at: datetime.datetime
+    ) -> None:
+        """From now on `name` has the schedule `spec`. Inside `locked`."""
+
+    def enqueue_occurrence(
+        self,
+        name: str,
+        due_at: datetime.datetime,
+        row: NewTask,
+        node_name: str,
+        error: dict[str, str] | None = None,
+    ) -> bool:
+        """Inserts the occurrence and its task, and notes the due time as the entry's last.
+
+        False if the occurrence exists. With `error` the task is inserted as FAILED. Inside
+        `locked`.
+        """
+
+    def prune_occurrences(self, days: int) -> int:
+        """Deletes occurrences that were due more than `days` ago."""
+
+    # The database itself
+    def now(self) -> datetime.datetime:
+        """The database's clock, aware and in UTC."""
+
+    def moment(self, value: Any) -> datetime.datetime | None:
+        """A Claimed's time as the project sees datetimes."""
+
+    def watcher(self) -> Watcher:
+        """For the scheduler's connection."""
+
+    def prepare_connection(self) -> None:
+        """Settings for a worker's own connection, after it was opened."""
+
+    def missing_tables(self) -> bool:
+        """Whether a migration is missing. Raises DatabaseError where it cannot be asked."""
+
+    def unavailable(self, error: BaseException) -> str | None:
+        """In one line why the database cannot be used for now; None for any other error."""
+
+    def close(self) -> None:
+        """Closes this thread's connection; the next call opens a new one."""
+
+
+@contextlib.contextmanager
+def closing_connection(engine: Engine) -> Iterator[None]:
+    """Closes the thread's connection at the end, whatever happened."""
+    try:
+        yield
+    finally:
+        engine.close()

@@ -1,0 +1,144 @@
+"""MySQL 8 and MariaDB 10.6+: rows are selected and locked, then written by primary key only.
+
+MariaDB has no UPDATE … RETURNING, so a claim is two statements in one transaction, READ COMMITTED
+(Django's default). Deadlocks and lock waits are retried: InnoDB may answer any statement so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from django.db import OperationalError
+
+from ..queues import QueueSelection
+from .base import Claimant, Claimed, Death, NodeInfo, Outcome, Rescued
+from .portable import PortableEngine, plain_transaction
+
+DEADLOCK, LOCK_WAIT_TIMEOUT = 1213, 1205
+DEADLOCK_RETRIES = 8
+
+# The index is named, or a small table is sorted instead of read in claim order.
+CLAIM_SELECT = """
+SELECT id, attempt + 1, task_path, args, kwargs, queue, priority, run_after, enqueued_at,
+    COALESCE(started_at, {now}), {now}, worker_ids, errors, failures, policy, periodic
+FROM dbtasks_scheduledtask FORCE INDEX (dbtasks_claim)
+WHERE backend = %s AND ready_queue = %s{bound}
+ORDER BY precedence, id LIMIT %s
+FOR UPDATE SKIP LOCKED"""
+CLAIM_UPDATE = """
+UPDATE dbtasks_scheduledtask
+SET status = 'RUNNING', ready_queue = NULL, claim_node = %s, claimed_by = %s,
+    attempt = attempt + 1, last_attempted_at = {now}, started_at = COALESCE(started_at, {now})
+WHERE id IN ({ids})"""
+GET_LOCK = "SELECT GET_LOCK(%s, 0)"
+RELEASE_LOCK = "SELECT RELEASE_LOCK(%s)"
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def retried[**P, T](
+    method: Callable[Concatenate[MySQLEngine, P], T],
+) -> Callable[Concatenate[MySQLEngine, P], T]:
+    """Runs a whole transaction again after a deadlock; not inside the caller's transaction."""
+
+    @functools.wraps(method)
+    def run(self: MySQLEngine, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        for tries_left in reversed(range(DEADLOCK_RETRIES)):
+            try:
+                return method(self, *args, **kwargs)
+            except OperationalError as error:
+                passing = error.args and error.args[0] in (DEADLOCK, LOCK_WAIT_TIMEOUT)
+                if not passing or not tries_left or self.connection.in_atomic_block:
+                    raise
+                time.sleep(random.uniform(0.001, 0.02))
+        raise AssertionError("unreachable")
+
+    return run
+
+
+class MySQLEngine(PortableEngine):
+    NOW = "UTC_TIMESTAMP(6)"
+    IN_SECONDS = "UTC_TIMESTAMP(6) + INTERVAL %s SECOND"
+    INSERT_OR_IGNORE = "INSERT IGNORE INTO"
+    ON_CONFLICT = ""
+
+    def transaction(self) -> contextlib.AbstractContextManager[None]:
+        return plain_transaction(self.connection, "START TRANSACTION")
+
+    @retried
+    def claim(self, who: Claimant, queues: QueueSelection, limit: int = 1) -> list[Claimed]:
+        with self.transaction():
+            return self.claim_from(who, queues, limit)
+
+    @retried
+    def finish(self, outcomes: Sequence[Outcome]) -> set[str]:
+        return super().finish(outcomes)
+
+    @retried
+    def finish_and_claim(
+        self, outcomes: Sequence[Outcome], who: Claimant, queues: QueueSelection, limit: int = 1
+    ) -> tuple[set[str], list[Claimed]]:
+        with self.transaction():
+            finished = self.write_outcomes(outcomes)
+            return finished, self.claim_from(who, queues, limit)
+
+    def claim_queue(
+        self, who: Claimant, queue: str, limit: int, lowest: int | None
+    ) -> list[Claimed]:
+        bound = "" if lowest is None else f" AND precedence <= {int(lowest)}"
+        rows = self.rows(CLAIM_SELECT, (self.backend, queue, limit), bound=bound)
+        if rows:
+            ids = [row[0] for row in rows]
+            marks = ", ".join(["%s"] * len(ids))
+            self.run(CLAIM_UPDATE, (who.node, who.worker, *ids), ids=marks)
+        return [Claimed(self.hex(row[0]), *row[1:]) for row in rows]
+
+    @retried
+    def release(self, who: Claimant, rows: Iterable[tuple[str, int]] | None = None) -> int:
+        return super().release(who, rows)
+
+    @retried
+    def rescue_batch(self, node: str, worker: str | None, death: Death) -> Rescued:
+        return super().rescue_batch(node, worker, death)
+
+    @retried
+    def change_selected(self, select: str, change: str, limit: int) -> int:
+        return super().change_selected(select, change, limit)
+
+    @retried
+    def renew_lease(self, node: NodeInfo, state: str = "running") -> None:
+        super().renew_lease(node, state)
+
+    @retried
+    def end_lease(self, node_id: str) -> None:
+        super().end_lease(node_id)
+
+    @retried
+    def save_workers(self, node_id: str, workers: Sequence[dict[str, Any]]) -> None:
+        super().save_workers(node_id, workers)
+
+    @contextlib.contextmanager
+    def locked(self, name: str) -> Iterator[bool]:
+        """The lock belongs to the session, so it is given back after the commit."""
+        key = lock_name(str(self.connection.settings_dict["NAME"]), self.backend, name)
+        ((got,),) = self.rows(GET_LOCK, (key,))
+        try:
+            with self.transaction():
+                yield got == 1
+        finally:
+            if got == 1:
+                with contextlib.suppress(OperationalError):  # a lost session has no lock
+                    self.rows(RELEASE_LOCK, (key,))
+
+
+def lock_name(database: str, backend: str, name: str) -> str:
+    """GET_LOCK's names are the whole server's, and at most 64 characters long."""
+    digest = hashlib.sha256(f"{database}/{backend}/{name}".encode()).hexdigest()
+    return f"dbtasks-{digest[:40]}"

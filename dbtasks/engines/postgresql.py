@@ -1,0 +1,266 @@
+"""PostgreSQL: finishing and claiming are one statement and one commit.
+
+The candidates come from a MATERIALIZED subquery and the update joins them. `WHERE id IN (SELECT …
+LIMIT n FOR UPDATE SKIP LOCKED)` would not do: under a nested loop PostgreSQL runs the subquery
+again for each row, which finds other rows unlocked, and updates more than n.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from django.db import DatabaseError, InternalError, transaction
+
+from ..queues import QueueSelection
+from .base import NOTIFY_INTERVAL, Claimant, Claimed, NewTask, Outcome, Watcher
+from .portable import INSERT, INSERT_ROW, PortableEngine
+
+# One queue: the index gives the rows in claim order, nothing is sorted.
+CANDIDATES_OF_ONE_QUEUE = """
+candidate AS MATERIALIZED (
+    SELECT id FROM dbtasks_scheduledtask
+    WHERE backend = %s AND ready_queue = %s
+    ORDER BY precedence, id LIMIT %s
+    FOR UPDATE SKIP LOCKED
+)"""
+
+# Several queues: a loose index scan finds the head of each queue (a probe per queue, not per row);
+# then the queues are asked one after the other, and only as far as the limit. `bound` keeps a
+# queue from giving rows of a lower priority than the next queue's head.
+CANDIDATES_OF_SEVERAL_QUEUES = """
+head AS (
+    (SELECT ready_queue, precedence, id FROM dbtasks_scheduledtask
+     WHERE backend = %s AND ready_queue IS NOT NULL
+     ORDER BY backend, ready_queue, precedence, id LIMIT 1)
+    UNION ALL
+    SELECT following.* FROM head CROSS JOIN LATERAL (
+        SELECT t.ready_queue, t.precedence, t.id FROM dbtasks_scheduledtask t
+        WHERE t.backend = %s AND t.ready_queue > head.ready_queue
+        ORDER BY t.backend, t.ready_queue, t.precedence, t.id LIMIT 1
+    ) following
+), served AS MATERIALIZED (
+    SELECT ready_queue,
+        lead(precedence) OVER (PARTITION BY preference ORDER BY precedence, id) AS bound
+    FROM (SELECT head.*, {preference} AS preference FROM head) preferred
+    WHERE preference IS NOT NULL
+    ORDER BY preference, precedence, id
+), candidate AS MATERIALIZED (
+    SELECT picked.id FROM served CROSS JOIN LATERAL (
+        SELECT t.id FROM dbtasks_scheduledtask t
+        WHERE t.backend = %s AND t.ready_queue = served.ready_queue
+          AND t.precedence <= coalesce(served.bound, 32767)
+        ORDER BY t.precedence, t.id LIMIT %s
+        FOR UPDATE SKIP LOCKED
+    ) picked LIMIT %s
+)"""
+
+CLAIM = """
+UPDATE dbtasks_scheduledtask t
+SET status = 'RUNNING', ready_queue = NULL, claim_node = %s, claimed_by = %s,
+    attempt = attempt + 1, last_attempted_at = {now}, started_at = coalesce(started_at, {now})
+FROM candidate WHERE t.id = candidate.id
+RETURNING t.id, t.attempt, t.task_path, t.args, t.kwargs, t.queue, t.priority, t.run_after,
+    t.enqueued_at, t.started_at, t.last_attempted_at, t.worker_ids, t.errors, t.failures,
+    t.policy, t.periodic"""
+
+OUTCOMES = """
+outcome AS MATERIALIZED (
+    SELECT * FROM unnest(
+        %s::uuid[], %s::int[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[],
+        %s::int[], %s::float8[], %s::float8[]
+    ) AS o (id, attempt, worker, status, return_value, errors, worker_ids, failures, retry_in,
+            retain)
+), finished AS (
+    UPDATE dbtasks_scheduledtask t
+    SET status = o.status, return_value = o.return_value, errors = o.errors,
+        worker_ids = o.worker_ids, failures = o.failures, claim_node = NULL, claimed_by = NULL,
+        finished_at = CASE WHEN o.retry_in IS NULL THEN {now} END,
+        ready_queue = CASE WHEN o.retry_in <= 0 THEN t.queue END,
+        due_at = CASE WHEN o.retry_in > 0 THEN {now} + o.retry_in * interval '1 second' END,
+        delete_after = CASE WHEN o.retry_in IS NULL
+            THEN {now} + o.retain * interval '1 second' END
+    FROM outcome o
+    WHERE t.id = o.id AND t.claimed_by = o.worker AND t.attempt = o.attempt
+    RETURNING t.id
+)"""
+
+FINISH = f"WITH {OUTCOMES} SELECT id FROM finished"
+CLAIM_FROM_ONE_QUEUE = f"WITH {CANDIDATES_OF_ONE_QUEUE} {CLAIM}"
+CLAIM_FROM_SEVERAL_QUEUES = f"WITH RECURSIVE {CANDIDATES_OF_SEVERAL_QUEUES} {CLAIM}"
+# The finished ids come first, as rows of NULLs: one result set carries both.
+FINISH_AND_CLAIM = """
+WITH RECURSIVE {outcomes}, {candidates}, claimed AS ({claim})
+SELECT id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+FROM finished UNION ALL SELECT * FROM claimed"""
+FINISH_AND_CLAIM_ONE_QUEUE = FINISH_AND_CLAIM.format(
+    outcomes=OUTCOMES, candidates=CANDIDATES_OF_ONE_QUEUE, claim=CLAIM
+)
+FINISH_AND_CLAIM_SEVERAL_QUEUES = FINISH_AND_CLAIM.format(
+    outcomes=OUTCOMES, candidates=CANDIDATES_OF_SEVERAL_QUEUES, claim=CLAIM
+)
+
+# The notification rides in the statement that inserts: no round trip, no commit of its own.
+INSERT_AND_NOTIFY = (
+    "WITH inserted AS ({insert}) SELECT pg_notify(%s, queue) FROM unnest(%s::text[]) queue"
+)
+TRY_LOCK = "SELECT pg_try_advisory_xact_lock(%s)"
+
+
+class PostgreSQLEngine(PortableEngine):
+    NOW = "statement_timestamp()"  # stable, unlike clock_timestamp(): an index can be asked for it
+    IN_SECONDS = "statement_timestamp() + %s * interval '1 second'"
+
+    def __init__(self, alias: str, backend: str) -> None:
+        super().__init__(alias, backend)
+        self.channel = channel_name(backend)
+        self._notified: dict[str, float] = {}
+
+    # Producing
+
+    def insert_batch(self, rows: Sequence[NewTask], notify: bool) -> None:
+        queues = {row.queue for row in rows} if notify else set()
+        quiet = [queue for queue in queues if not self.notification_is_due(queue)]
+        if not queues.difference(quiet):
+            super().insert_batch(rows, notify)
+            return
+        insert = INSERT + ", ".join([INSERT_ROW] * len(rows))
+        self.run(
+            INSERT_AND_NOTIFY,
+            [*self.insert_parameters(rows), self.channel, sorted(queues.difference(quiet))],
+            insert=insert,
+        )
+
+    def notification_is_due(self, queue: str) -> bool:
+        """At most one per queue and NOTIFY_INTERVAL; schedulers look again after as long.
+
+        Inside a transaction always: it may commit long after what was told before, and
+        PostgreSQL folds equal notifications of one transaction itself.
+        """
+        now = time.monotonic()
+        if now - self._notified.get(queue, 0.0) < NOTIFY_INTERVAL:
+            return bool(self.connection.in_atomic_block)
+        self._notified[queue] = now
+        return True
+
+    # Consuming
+
+    def candidates(self, queues: QueueSelection, limit: int) -> tuple[list[Any], dict[str, str]]:
+        """Parameters of the candidate select, and what its text still needs."""
+        if queues.only is not None:
+            return [self.backend, queues.only, limit], {}
+        preference, parameters = queues.sql("ready_queue")
+        return (
+            [self.backend, self.backend, *parameters, self.backend, limit, limit],
+            {"preference": preference},
+        )
+
+    def claim(self, who: Claimant, queues: QueueSelection, limit: int = 1) -> list[Claimed]:
+        parameters, more = self.candidates(queues, limit)
+        text = CLAIM_FROM_SEVERAL_QUEUES if more else CLAIM_FROM_ONE_QUEUE
+        return self.claimed(self.rows(text, [*parameters, who.node, who.worker], **more))
+
+    def finish(self, outcomes: Sequence[Outcome]) -> set[str]:
+        return {self.hex(row[0]) for row in self.rows(FINISH, outcome_arrays(outcomes))}
+
+    def finish_and_claim(
+        self, outcomes: Sequence[Outcome], who: Claimant, queues: QueueSelection, limit: int = 1
+    ) -> tuple[set[str], list[Claimed]]:
+        if not outcomes:
+            return set(), self.claim(who, queues, limit)
+        parameters, more = self.candidates(queues, limit)
+        text = FINISH_AND_CLAIM_SEVERAL_QUEUES if more else FINISH_AND_CLAIM_ONE_QUEUE
+        rows = self.rows(
+            text, [*outcome_arrays(outcomes), *parameters, who.node, who.worker], **more
+        )
+        finished = {self.hex(row[0]) for row in rows if row[1] is None}
+        return finished, self.claimed([row for row in rows if row[1] is not None])
+
+    def claimed(self, rows: list[tuple[Any, ...]]) -> list[Claimed]:
+        """RETURNING has no order of its own."""
+        claimed = [Claimed(self.hex(row[0]), *row[1:]) for row in rows]
+        if len(claimed) > 1:
+            claimed.sort(key=lambda row: (-row.priority, row.id))
+        return claimed
+
+    # Periodic
+
+    @contextlib.contextmanager
+    def locked(self, name: str) -> Iterator[bool]:
+        """The lock ends with the transaction, so that no connection pooler can strand it."""
+        with transaction.atomic(using=self.alias):
+            ((got,),) = self.rows(TRY_LOCK, (lock_key(self.backend, name),))
+            yield bool(got)
+
+    # The database itself
+
+    def watcher(self) -> Watcher:
+        return Listener(self)
+
+    def unavailable(self, error: BaseException) -> str | None:
+        if isinstance(error, InternalError) and "read-only" in str(error):
+            return f"database {self.alias!r} is read-only"
+        return super().unavailable(error)
+
+
+class Listener:
+    """LISTEN on the scheduler's own connection; listens again whenever that was replaced."""
+
+    tells = True
+    interval: float | None = None
+
+    def __init__(self, engine: PostgreSQLEngine) -> None:
+        self.engine = engine
+        self._connection: Any = None
+        self._seen = threading.Event()
+
+    def fileno(self) -> int | None:
+        raw = self.engine.connection.connection
+        if raw is None or raw is not self._connection:
+            return None
+        with contextlib.suppress(Exception):
+            return int(raw.fileno())
+        return None
+
+    def changed(self) -> bool:
+        """Whether a notification came; also True after (re)connecting, since some were missed."""
+        connection = self.engine.connection
+        connection.ensure_connection()
+        raw: Any = connection.connection
+        if raw is not self._connection:
+            raw.add_notify_handler(lambda notification: self._seen.set())
+            with connection.cursor() as cursor:
+                cursor.execute(f'LISTEN "{self.engine.channel}"')
+            self._connection = raw
+            return True
+        try:
+            raw.pgconn.consume_input()
+            while raw.pgconn.notifies() is not None:
+                self._seen.set()
+        except Exception as error:
+            raise DatabaseError(str(error)) from error
+        seen = self._seen.is_set()
+        self._seen.clear()
+        return seen
+
+
+def outcome_arrays(outcomes: Sequence[Outcome]) -> list[list[Any]]:
+    return [list(column) for column in zip(*outcomes, strict=True)]
+
+
+def channel_name(backend: str) -> str:
+    """PostgreSQL cuts identifiers at 63 bytes, so long names are hashed."""
+    name = f"dbtasks_{backend}"
+    if len(name.encode()) <= 63 and '"' not in name:
+        return name
+    return f"dbtasks_{hashlib.sha256(backend.encode()).hexdigest()[:32]}"
+
+
+def lock_key(backend: str, name: str) -> int:
+    """A bigint; advisory locks are kept per database."""
+    digest = hashlib.sha256(f"dbtasks/{backend}/{name}".encode()).digest()
+    return int.from_bytes(digest[:8], signed=True)

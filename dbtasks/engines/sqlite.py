@@ -1,0 +1,90 @@
+"""SQLite 3.35+: one writer at a time, so each change is one statement or one IMMEDIATE transaction.
+
+A transaction that begins with a read and then writes can fail at once with "database is locked"
+whatever the timeout (SQLite cannot wait without risking a deadlock); IMMEDIATE takes the write
+lock at the beginning, and waiting for that is what the timeout is for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+from ..queues import QueueSelection
+from .base import Claimant, Claimed, Outcome, Watcher
+from .portable import PortableEngine, plain_transaction
+
+CLAIM = """
+UPDATE dbtasks_scheduledtask
+SET status = 'RUNNING', ready_queue = NULL, claim_node = %s, claimed_by = %s,
+    attempt = attempt + 1, last_attempted_at = {now}, started_at = COALESCE(started_at, {now})
+WHERE id IN (
+    SELECT id FROM dbtasks_scheduledtask
+    WHERE backend = %s AND ready_queue = %s{bound}
+    ORDER BY precedence, id LIMIT %s
+)
+RETURNING id, attempt, task_path, args, kwargs, queue, priority, run_after, enqueued_at,
+    started_at, last_attempted_at, worker_ids, errors, failures, policy, periodic"""
+
+
+class SQLiteEngine(PortableEngine):
+    NOW = "strftime('%%Y-%%m-%%d %%H:%%M:%%f', 'now')"
+    IN_SECONDS = "strftime('%%Y-%%m-%%d %%H:%%M:%%f', 'now', %s || ' seconds')"
+    LOCK = ""  # the transaction has the whole database
+    SKIP_LOCKED = ""
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        with plain_transaction(self.connection, "BEGIN IMMEDIATE"):
+            yield
+
+    def claim(self, who: Claimant, queues: QueueSelection, limit: int = 1) -> list[Claimed]:
+        # Without anything ready this reads only: idle workers leave the write lock alone.
+        return self.claim_from(who, queues, limit)
+
+    def finish_and_claim(
+        self, outcomes: Sequence[Outcome], who: Claimant, queues: QueueSelection, limit: int = 1
+    ) -> tuple[set[str], list[Claimed]]:
+        if not outcomes:
+            return set(), self.claim(who, queues, limit)
+        with self.transaction():
+            finished = self.write_outcomes(outcomes)
+            return finished, self.claim_from(who, queues, limit)
+
+    def claim_queue(
+        self, who: Claimant, queue: str, limit: int, lowest: int | None
+    ) -> list[Claimed]:
+        bound = "" if lowest is None else f" AND precedence <= {int(lowest)}"
+        rows = self.rows(CLAIM, (who.node, who.worker, self.backend, queue, limit), bound=bound)
+        claimed = [Claimed(*row) for row in rows]
+        claimed.sort(key=lambda row: (-row.priority, row.id))
+        return claimed
+
+    @contextlib.contextmanager
+    def locked(self, name: str) -> Iterator[bool]:
+        """The write lock is the advisory lock: it is always got, after waiting for it."""
+        with self.transaction():
+            yield True
+
+    def watcher(self) -> Watcher:
+        return DataVersion(self)
+
+
+class DataVersion:
+    """PRAGMA data_version changes when another connection commits; asking costs microseconds."""
+
+    tells = True
+    interval: float | None = 0.02
+
+    def __init__(self, engine: SQLiteEngine) -> None:
+        self.engine = engine
+        self._version: object = None
+
+    def fileno(self) -> int | None:
+        return None
+
+    def changed(self) -> bool:
+        ((version,),) = self.engine.rows("PRAGMA data_version")
+        changed = version != self._version or self.engine.connection.connection is None
+        self._version = version
+        return changed

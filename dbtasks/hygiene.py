@@ -1,0 +1,86 @@
+"""What is put in order between two tasks, so that each one starts clean."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from django.conf import settings
+from django.db import connections, reset_queries
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from .engines import Engine
+
+_OPENS_TRANSACTION = ("BEGIN", "START TRANSACTION", "SET AUTOCOMMIT", "LOCK TABLES", "XA ")
+
+
+def tidy_up(engine: Engine, interrupted: bool = False) -> None:
+    """Ends what a task left open on its connections.
+
+    The queue's connection is kept, whatever CONN_MAX_AGE says; those to other databases live as
+    long as after a request. `interrupted`: a query may have been cut short, which leaves a
+    connection unusable, so all of them are replaced.
+    """
+    if settings.DEBUG:
+        reset_queries()
+    for connection in connections.all(initialized_only=True):
+        if connection.connection is None:
+            if connection.in_atomic_block:
+                discard(connection)
+        elif interrupted or is_dirty(connection):
+            discard(connection)
+        elif connection.alias != engine.alias:
+            connection.close_if_unusable_or_obsolete()
+        elif connection.errors_occurred:
+            if connection.is_usable():
+                connection.errors_occurred = False
+            else:
+                discard(connection)
+
+
+def discard(connection: BaseDatabaseWrapper) -> None:
+    """Closes a connection in whatever state it is; an open transaction is rolled back."""
+    raw: Any = connection.connection
+    connection.connection = None
+    connection.in_atomic_block = False
+    connection.needs_rollback = False
+    connection.closed_in_transaction = False
+    connection.savepoint_ids = []
+    connection.atomic_blocks = []
+    connection.run_on_commit = []
+    connection.errors_occurred = False
+    connection.autocommit = False  # connect() sets it as the settings say
+    if raw is not None:
+        with contextlib.suppress(Exception):
+            raw.close()
+
+
+def is_dirty(connection: BaseDatabaseWrapper) -> bool:
+    """Whether a transaction is open, begun by Django or behind its back."""
+    if connection.in_atomic_block or connection.needs_rollback or not connection.get_autocommit():
+        return True
+    raw: Any = connection.connection
+    try:
+        match connection.vendor:
+            case "postgresql":
+                return bool(raw.info.transaction_status != 0)
+            case "sqlite":
+                return bool(raw.in_transaction)
+            case "mysql":
+                return bool(getattr(connection, "_dbtasks_transaction_seen", False))
+    except Exception:  # closed behind Django's back
+        return True
+    return False
+
+
+def watch_for_transactions(connection: BaseDatabaseWrapper) -> None:
+    """MySQL's driver does not tell whether a transaction is open, so the statements are read."""
+
+    def wrapper(execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
+        if str(sql).lstrip()[:20].upper().startswith(_OPENS_TRANSACTION):
+            connection._dbtasks_transaction_seen = True  # type: ignore[attr-defined]
+        return execute(sql, params, many, context)
+
+    if connection.vendor == "mysql" and not hasattr(connection, "_dbtasks_transaction_seen"):
+        connection.execute_wrappers.append(wrapper)
+    connection._dbtasks_transaction_seen = False  # type: ignore[attr-defined]

@@ -1,0 +1,61 @@
+"""Raises an exception in another thread: how the Runner keeps time limits."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import threading
+import time
+from collections.abc import Iterator
+
+from .exceptions import TaskInterrupted, TaskTimeout
+
+
+class ThreadLimit:
+    """The time limit of the task that one thread runs.
+
+    CPython delivers such an exception between two bytecodes (PyThreadState_SetAsyncExc), so code
+    in C, a query for instance, is interrupted only after it has returned.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._thread: int | None = None
+        self._deadline: float | None = None
+
+    @contextlib.contextmanager
+    def __call__(self, seconds: float | None) -> Iterator[None]:
+        with self._lock:
+            self._thread = threading.get_ident()
+            self._deadline = None if seconds is None else time.monotonic() + seconds
+        try:
+            yield
+        finally:
+            with self._lock:
+                _raise_in(self._thread, None)  # what is not delivered yet must never be
+                self._thread = self._deadline = None
+
+    @property
+    def deadline(self) -> float | None:
+        """time.monotonic() at which the running task's time is up."""
+        return self._deadline
+
+    def enforce(self) -> None:
+        """Raises TaskTimeout in the thread if its task's time is up."""
+        with self._lock:
+            if self._deadline is not None and time.monotonic() >= self._deadline:
+                _raise_in(self._thread, TaskTimeout)
+                self._deadline = time.monotonic() + 1.0  # again, if the task swallowed it
+
+    def interrupt(self) -> None:
+        """Raises TaskInterrupted in the thread if it runs a task."""
+        with self._lock:
+            if self._thread is not None:
+                _raise_in(self._thread, TaskInterrupted)
+
+
+def _raise_in(thread: int | None, exception: type[BaseException] | None) -> None:
+    if thread is not None:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(thread), None if exception is None else ctypes.py_object(exception)
+        )

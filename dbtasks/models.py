@@ -1,0 +1,186 @@
+"""The tables. What the claim reads, and why it is shaped so, stands at the columns."""
+
+from __future__ import annotations
+
+from django.db import models
+from django.db.models import Q
+from django.tasks import TaskResultStatus
+
+from .fields import ExactCharField, JSONText, PartialIndex, UTCDateTimeField
+from .ids import uuid7
+
+# Explicit, so that a project without the app gets to the check that says so (dbtasks.E006).
+APP_LABEL = "dbtasks"
+QUEUE_MAX_LENGTH = 128
+BACKEND_MAX_LENGTH = 64
+PATH_MAX_LENGTH = 500
+NAME_MAX_LENGTH = 255
+
+
+class ScheduledTask(models.Model):
+    """One call of a task, from enqueue to retention.
+
+    Exactly one of these holds for an unfinished row: it is claimable (`ready_queue` is set), it is
+    deferred (`due_at` is set), or it is claimed (`claimed_by` is set).
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    task_path = models.CharField(max_length=PATH_MAX_LENGTH)
+    args = JSONText(default=list)
+    kwargs = JSONText(default=dict)
+    backend = ExactCharField(max_length=BACKEND_MAX_LENGTH)
+    queue = ExactCharField(max_length=QUEUE_MAX_LENGTH)
+    priority = models.SmallIntegerField(default=0)
+    # The highest priority has the lowest value: MariaDB 10.6 has no descending indexes.
+    precedence = models.GeneratedField(
+        expression=models.F("priority") * -1,
+        output_field=models.SmallIntegerField(),
+        db_persist=True,
+    )
+    status = models.CharField(
+        max_length=10, choices=TaskResultStatus.choices, default=TaskResultStatus.READY
+    )
+    run_after = UTCDateTimeField(null=True, blank=True)
+    enqueued_at = UTCDateTimeField()
+    started_at = UTCDateTimeField(null=True, blank=True)
+    last_attempted_at = UTCDateTimeField(null=True, blank=True)
+    finished_at = UTCDateTimeField(null=True, blank=True)
+    worker_ids = JSONText(default=list, help_text="Workers of the attempts that are over.")
+    errors = JSONText(default=list, help_text="One entry per failed attempt.")
+    return_value = JSONText(null=True, blank=True)
+    periodic = models.CharField(max_length=NAME_MAX_LENGTH, blank=True, default="")
+    policy = models.TextField(
+        default="{}", help_text="Retries, limits and retention as they were at enqueue (JSON)."
+    )
+
+    # NULL unless the row can be claimed now, so that the claim's index holds nothing else.
+    ready_queue = ExactCharField(max_length=QUEUE_MAX_LENGTH, null=True, blank=True)
+    # NULL unless the row waits for its time.
+    due_at = UTCDateTimeField(null=True, blank=True)
+    # NULL unless a worker has the row: its node and itself. With `attempt` they fence its writes.
+    claim_node = ExactCharField(max_length=32, null=True, blank=True)
+    claimed_by = ExactCharField(max_length=160, null=True, blank=True)
+    attempt = models.PositiveIntegerField(default=0, help_text="Claims so far.")
+    failures = models.PositiveIntegerField(default=0, help_text="Attempts that raised.")
+    crashes = models.PositiveIntegerField(default=0, help_text="Attempts whose worker died.")
+    # NULL means: keep forever.
+    delete_after = UTCDateTimeField(null=True, blank=True)
+
+    class Meta:
+        app_label = APP_LABEL
+        indexes = [
+            PartialIndex(
+                fields=["backend", "ready_queue", "precedence", "id"],
+                name="dbtasks_claim",
+                condition=Q(ready_queue__isnull=False),
+            ),
+            PartialIndex(
+                fields=["backend", "due_at"], name="dbtasks_due", condition=Q(due_at__isnull=False)
+            ),
+            PartialIndex(
+                fields=["claim_node", "claimed_by"],
+                name="dbtasks_claimed",
+                condition=Q(claim_node__isnull=False),
+            ),
+            PartialIndex(
+                fields=["backend", "delete_after"],
+                name="dbtasks_expired",
+                condition=Q(delete_after__isnull=False),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.task_path} {self.id}"
+
+
+class Node(models.Model):
+    """One running supervisor or Runner. Its lease is `expires_at`, in the database's clock."""
+
+    id = ExactCharField(primary_key=True, max_length=32)
+    name = models.CharField(max_length=64)
+    host = models.CharField(max_length=255)
+    pid = models.PositiveIntegerField()
+    kind = models.CharField(max_length=16)
+    backend = ExactCharField(max_length=BACKEND_MAX_LENGTH)
+    state = models.CharField(max_length=16, default="running")
+    started_at = UTCDateTimeField()
+    last_seen = UTCDateTimeField()
+    expires_at = UTCDateTimeField()
+
+    class Meta:
+        app_label = APP_LABEL
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.host}, pid {self.pid})"
+
+
+class Worker(models.Model):
+    """A worker as its node last reported it: for people and health checks, not for claims."""
+
+    id = ExactCharField(primary_key=True, max_length=160)
+    node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="workers")
+    kind = models.CharField(max_length=16)
+    pid = models.PositiveIntegerField()
+    state = models.CharField(max_length=16)
+    task_id = models.CharField(max_length=36, blank=True)
+    task_path = models.CharField(max_length=PATH_MAX_LENGTH, blank=True)
+    task_seconds = models.FloatField(null=True, help_text="How long the current task has run.")
+    done = models.PositiveBigIntegerField(default=0)
+    failed = models.PositiveBigIntegerField(default=0)
+    restarts = models.PositiveIntegerField(default=0, help_text="Of this worker's slot.")
+    memory = models.PositiveBigIntegerField(null=True, help_text="Unique memory in bytes.")
+    last_seen = UTCDateTimeField()
+
+    class Meta:
+        app_label = APP_LABEL
+
+    def __str__(self) -> str:
+        return self.id
+
+
+class PeriodicTask(models.Model):
+    """What the nodes know of one periodic entry: since when it has its schedule, and its last run.
+
+    Due times before `since` never fire: that is what keeps a first deploy, a new entry or an
+    edited schedule from running for the past.
+    """
+
+    backend = ExactCharField(max_length=BACKEND_MAX_LENGTH)
+    name = ExactCharField(max_length=NAME_MAX_LENGTH)
+    task_path = models.CharField(max_length=PATH_MAX_LENGTH)
+    spec = models.TextField(help_text="The schedule in its canonical form.")
+    since = UTCDateTimeField()
+    last_due = UTCDateTimeField(null=True, blank=True)
+    # When the node that set `spec` started: of two deployments that differ, the newer one wins.
+    deployed_at = UTCDateTimeField()
+
+    class Meta:
+        app_label = APP_LABEL
+        constraints = [
+            models.UniqueConstraint(fields=["backend", "name"], name="dbtasks_periodic_name")
+        ]
+
+    def __str__(self) -> str:
+        return str(self.name)
+
+
+class Occurrence(models.Model):
+    """One due time of one periodic entry, inserted in the transaction that enqueues its task."""
+
+    backend = ExactCharField(max_length=BACKEND_MAX_LENGTH)
+    name = ExactCharField(max_length=NAME_MAX_LENGTH)
+    due_at = UTCDateTimeField()
+    task_id = models.UUIDField()
+    enqueued_at = UTCDateTimeField()
+    enqueued_by = models.CharField(max_length=64, help_text="The node's name.")
+
+    class Meta:
+        app_label = APP_LABEL
+        constraints = [
+            models.UniqueConstraint(
+                fields=["backend", "name", "due_at"], name="dbtasks_occurrence_once"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.name} at {self.due_at}"

@@ -1,0 +1,411 @@
+"""`Runner`: workers as threads of this process; and `cleanup`, the task that is retention.
+
+For development, tests, small sites and free-threaded Python. It claims, executes and finishes by
+the same code as the supervisor's worker processes, but it cannot survive a task that crashes the
+process, and interrupts a task only between two bytecodes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db import Error as DatabaseError
+from django.db import connections
+from django.tasks import DEFAULT_TASK_QUEUE_NAME, task_backends
+from django.tasks.base import TaskContext, TaskResult
+
+from .backend import DatabaseBackend
+from .consumer import Consumer
+from .engines import Claimant, Claimed, Death, NodeInfo
+from .execution import Execution
+from .ids import random_suffix
+from .interruption import ThreadLimit
+from .periodic import Periodic
+from .queues import select_queues
+from .results import unchecked
+from .retention import prune, stop_when
+from .tasks import Task
+from .timekeeper import Hooks, Timekeeper, keep_patient
+
+logger = logging.getLogger("dbtasks")
+
+SELF_LOOK = (20.0, 40.0)  # seconds after which an idle worker looks without having been woken
+RESULT_LOOK = 0.02  # seconds between two looks at a result that somebody waits for
+
+
+def _cleanup(context: TaskContext) -> dict[str, int]:
+    """Deletes finished tasks that are past their retention."""
+    backend = database_backend(context.task_result.backend)
+    return {"deleted": prune(backend.engine)}
+
+
+def _cleanup_task() -> Task:
+    """Unchecked: a backend need not have the default queue, and this module must be importable."""
+    _cleanup.__name__ = _cleanup.__qualname__ = "cleanup"
+    blank = object.__new__(Task)
+    for name in Task.__dataclass_fields__:
+        object.__setattr__(blank, name, None)
+    return unchecked(  # type: ignore[return-value]
+        blank,
+        func=_cleanup,
+        priority=0,
+        backend="default",
+        queue_name=DEFAULT_TASK_QUEUE_NAME,
+        takes_context=True,
+    )
+
+
+cleanup = _cleanup_task()
+
+
+def database_backend(alias: str) -> DatabaseBackend:
+    """The backend `alias` of TASKS. Raises ImproperlyConfigured if it is none of ours."""
+    try:
+        backend = task_backends[alias]
+    except Exception as error:
+        raise ImproperlyConfigured(
+            f"TASKS has no backend {alias!r}: {error}. There are: "
+            f"{', '.join(map(repr, task_backends))}."
+        ) from error
+    if not isinstance(backend, DatabaseBackend):
+        raise ImproperlyConfigured(
+            f"TASKS[{alias!r}]['BACKEND'] must be 'dbtasks.backend.DatabaseBackend' for a runner "
+            f"to have work; it is {type(backend).__module__}.{type(backend).__qualname__}."
+        )
+    return backend
+
+
+class ThreadControl:
+    """A worker thread's Control."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+        self.limit = ThreadLimit()
+        self.waiting = False
+        self.running = False
+        self._woken = threading.Event()
+
+    def stopping(self) -> bool:
+        return self.runner.stopping
+
+    def idle(self) -> None:
+        self._woken.clear()
+        self.waiting = True
+        self.runner.note_progress()
+
+    def wait(self) -> None:
+        if not self.stopping():
+            self._woken.wait(random.uniform(*SELF_LOOK))
+        self.waiting = False
+
+    def wake(self) -> None:
+        self.waiting = False
+        self._woken.set()
+
+    def pause(self, seconds: float) -> None:
+        if self.stopping():
+            time.sleep(min(seconds, 0.1))
+        else:
+            self.runner.stop_event.wait(seconds)
+
+    def began(self, claimed: Claimed) -> None:
+        self.waiting, self.running = False, True
+        self.runner.empty.clear()
+
+    def ended(self, execution: Execution) -> None:
+        self.running = False
+
+    def settled(self) -> None:
+        self.runner.note_progress()
+
+    def database_lost(self, why: str) -> None:
+        self.runner.database_lost(why)
+
+    def database_found(self) -> None:
+        self.runner.database_found()
+
+
+class Runner:
+    """Runs tasks in `workers` threads until `stop()`.
+
+    `worker_id`: the node's name (default: the host's). `backend`: alias in TASKS.
+    `loop_delay`: seconds between looks for work when nothing woke us. `init_periodic`: whether
+    periodic tasks are enqueued here. `burst`: end when nothing is ready.
+
+    `ready`, `finished` and `empty` are events: all workers are up; `run` has returned; nothing
+    was ready at the last look and nothing runs.
+    """
+
+    def __init__(
+        self,
+        workers: int = 4,
+        worker_id: str | None = None,
+        backend: str = "default",
+        loop_delay: float | None = None,
+        init_periodic: bool = True,
+        *,
+        queues: Sequence[str] = (),
+        exclude_queues: Sequence[str] = (),
+        burst: bool = False,
+    ) -> None:
+        if not isinstance(workers, int) or workers < 1:
+            raise ValueError(f"workers must be at least 1, not {workers!r}")
+        self.backend = database_backend(backend)
+        options = self.backend.settings
+        self.engine = self.backend.engine
+        self.workers = workers
+        self.worker_id = worker_id or socket.gethostname()
+        self.queues = select_queues(queues, exclude_queues)
+        self.burst = burst
+        self.ready, self.finished, self.empty = (threading.Event() for _ in range(3))
+        self.stop_event = threading.Event()
+        self._entries = options.periodic if init_periodic else ()
+        self._controls: list[ThreadControl] = []
+        self._consumers: list[Consumer] = []
+        self._progress = threading.Condition()
+        self._lock = threading.Lock()
+        self._degraded = False
+        self._failure: BaseException | None = None
+        self._waker, self._wakened = socket.socketpair()
+        self._waker.setblocking(False)
+        self._cleanup_wanted = threading.Event()
+        self.node = NodeInfo(
+            id=random_suffix() + random_suffix(),
+            name=self.worker_id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            kind="runner",
+            lease=options.worker_timeout,
+        )
+        hooks = Hooks(work=self.wake, cleanup=self._cleanup_wanted.set, workers=self.worker_rows)
+        self.keeper = Timekeeper(
+            self.backend,
+            self.node,
+            self.queues,
+            hooks,
+            capacity=workers,
+            delay=loop_delay,
+            periodic=self._entries,
+        )
+
+    # What users ask
+
+    @property
+    def periodic(self) -> dict[str, Periodic]:
+        """The periodic entries of OPTIONS by name; empty with init_periodic=False."""
+        return {entry.name: entry.definition for entry in self._entries}
+
+    @property
+    def processed(self) -> int:
+        """How many tasks were run so far."""
+        return sum(consumer.processed for consumer in self._consumers)
+
+    @property
+    def stopping(self) -> bool:
+        return self.stop_event.is_set()
+
+    def stop(self) -> None:
+        """Drains: no further claims; `run` returns when the running tasks are done."""
+        self.stop_event.set()
+        for control in self._controls:
+            control.wake()
+        self._nudge()
+
+    def interrupt(self) -> None:
+        """Raises TaskInterrupted in the running tasks; they go back to the queue."""
+        for control in self._controls:
+            control.limit.interrupt()
+
+    def wait_for(self, result: TaskResult, timeout: float | None = None) -> bool:
+        """Blocks until `result` is finished and refreshes it; False after `timeout` seconds."""
+        return self._wait_until(lambda: self._refreshed(result), timeout)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Blocks until nothing is ready or running; False after `timeout` seconds."""
+        return self._wait_until(self._nothing_to_do, timeout)
+
+    # Running
+
+    def run(self) -> None:
+        """Works until `stop()`, in the calling thread and in `workers` more."""
+        patient = keep_patient(self.keeper, self.database_lost, self.database_found)
+        try:
+            self._serve(patient)
+        finally:
+            self.stop()
+            for thread in self._threads:
+                thread.join()
+            with contextlib.suppress(DatabaseError):
+                self.engine.end_lease(self.node.id)
+            connections.close_all()
+            self.finished.set()
+            self.note_progress()
+        if self._failure is not None:
+            raise self._failure
+
+    _threads: tuple[threading.Thread, ...] = ()
+
+    def _serve(self, patient: Callable[[], float]) -> None:
+        # The node must have its lease before a worker of it claims anything.
+        while not self.stopping and not self._registered():
+            self.stop_event.wait(0.2)
+        self._controls = [ThreadControl(self) for _ in range(self.workers)]
+        self._threads = tuple(
+            threading.Thread(target=self._work, args=(number, control), name=f"dbtasks-{number}")
+            for number, control in enumerate(self._controls, 1)
+        )
+        for thread in self._threads:
+            thread.start()
+        logger.info(
+            "runner %s has %d worker threads on queues %s",
+            self.worker_id,
+            self.workers,
+            self.queues,
+        )
+        self.ready.set()
+        while not self.stopping or any(thread.is_alive() for thread in self._threads):
+            self.keeper.draining = self.stopping
+            seconds = patient()
+            if self._cleanup_wanted.is_set() and not self.stopping:
+                self._cleanup_wanted.clear()
+                prune(self.engine, lambda: self.stopping)
+            if self.burst and self._nothing_to_do():
+                self.stop_event.set()
+                self.stop()
+            self._sleep(min(seconds, self._next_deadline(), 0.1 if self.stopping else seconds))
+            for control in self._controls:
+                control.limit.enforce()
+
+    def _registered(self) -> bool:
+        try:
+            if self.engine.missing_tables():
+                raise_missing = "the tables of dbtasks are missing, run manage.py migrate"
+                self.database_lost(raise_missing)
+                return False
+            self.engine.renew_lease(self.node)
+        except DatabaseError as error:
+            why = self.engine.unavailable(error)
+            if why is None:
+                raise
+            self.engine.close()
+            self.database_lost(why)
+            return False
+        self.database_found()
+        return True
+
+    def _work(self, number: int, control: ThreadControl) -> None:
+        who = Claimant(self.node.id, f"{self.worker_id}-{number}.{self.node.id[:8]}")
+        consumer = Consumer(self.backend, who, self.queues, control)
+        self._consumers.append(consumer)
+        stop_when(control.stopping)
+        try:
+            consumer.run()
+        except BaseException as error:
+            logger.critical("worker thread %s crashed", who.worker, exc_info=error)
+            self._failure = error
+            self.stop()
+            with contextlib.suppress(DatabaseError):
+                self.engine.close()
+                self.engine.rescue(who.node, who.worker, Death("its worker thread crashed"))
+        finally:
+            connections.close_all()
+            self.note_progress()
+
+    # Between the threads
+
+    def wake(self, count: int) -> None:
+        """Wakes so many idle workers."""
+        with self._lock:
+            for control in self._controls:
+                if count > 0 and control.waiting:
+                    control.wake()
+                    count -= 1
+
+    def note_progress(self) -> None:
+        with self._progress:
+            self._progress.notify_all()
+
+    def worker_rows(self) -> list[dict[str, Any]]:
+        rows = []
+        for _number, (control, consumer) in enumerate(
+            zip(self._controls, self._consumers, strict=False), 1
+        ):
+            rows.append(
+                {
+                    "id": consumer.who.worker,
+                    "kind": "thread",
+                    "pid": os.getpid(),
+                    "state": "busy" if control.running else "idle",
+                    "task_id": "",
+                    "task_path": "",
+                    "task_seconds": None,
+                    "done": consumer.processed,
+                    "failed": 0,
+                    "restarts": 0,
+                    "memory": None,
+                }
+            )
+        return rows
+
+    def database_lost(self, why: str) -> None:
+        with self._lock:
+            if not self._degraded:
+                self._degraded = True
+                logger.error("degraded: %s; trying again until it works", why)
+
+    def database_found(self) -> None:
+        with self._lock:
+            if self._degraded:
+                self._degraded = False
+                logger.info("the database is back")
+
+    def _nudge(self) -> None:
+        with contextlib.suppress(OSError):
+            self._waker.send(b".")
+
+    def _sleep(self, seconds: float) -> None:
+        readers: list[Any] = [self._wakened]
+        if (watched := self.keeper.watcher.fileno()) is not None:
+            readers.append(watched)
+        with contextlib.suppress(OSError, ValueError):
+            ready, _, _ = select.select(readers, [], [], max(0.0, seconds))
+            if self._wakened in ready:
+                self._wakened.recv(4096)
+
+    def _next_deadline(self) -> float:
+        deadlines = [c.limit.deadline for c in self._controls if c.limit.deadline is not None]
+        return max(0.0, min(deadlines, default=float("inf")) - time.monotonic())
+
+    # Waiting
+
+    def _wait_until(self, condition: Callable[[], bool], timeout: float | None) -> bool:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not condition():
+            if deadline is not None and time.monotonic() >= deadline:
+                return False
+            if self.finished.is_set():
+                return condition()
+            with self._progress:
+                self._progress.wait(RESULT_LOOK)
+        return True
+
+    def _refreshed(self, result: TaskResult) -> bool:
+        result.refresh()
+        return bool(result.is_finished)
+
+    def _nothing_to_do(self) -> bool:
+        counts = self.engine.counts()
+        idle = not (counts.ready or counts.running)
+        if idle:
+            self.empty.set()
+        return idle

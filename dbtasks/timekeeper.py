@@ -1,0 +1,336 @@
+"""What a node's scheduler does: lease, due rows, periodic tasks, dead nodes, looking for work.
+
+One object per node, driven by `tick()` from a process (the supervisor's scheduler) or a thread
+(Runner). It sleeps until the next thing is due; it never polls on behalf of single workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from django.tasks.base import Task as DjangoTask
+
+from .engines import Death, NewTask, NodeInfo, PeriodicState
+from .engines.base import NOTIFY_INTERVAL
+from .execution import described
+from .options import CLEANUP_PATH
+from .periodic import BoundPeriodic
+from .queues import QueueSelection
+from .results import resolve_task, unchecked
+
+if TYPE_CHECKING:
+    from .backend import DatabaseBackend
+
+logger = logging.getLogger("dbtasks")
+
+PERIODIC_LOCK = "periodic"
+LOCK_RETRY = 0.25  # seconds until we look again whether another node has done the tick
+PROMOTE_BATCH = 1000
+LONGEST_SLEEP = 60.0  # seconds
+# Seconds between two looks for work where nothing tells us of a change and --delay is not given.
+DELAY_WITH_NOTIFICATIONS, DELAY_WITHOUT = 2.0, 0.1
+
+
+@dataclasses.dataclass
+class Hooks:
+    """What the scheduler's surroundings do for it."""
+
+    work: Callable[[int], None]
+    """So many rows are ready: wake as many idle workers."""
+    cleanup: Callable[[], None]
+    """There are rows past their retention."""
+    workers: Callable[[], list[dict[str, Any]]]
+    """The node's workers now, as fields of models.Worker."""
+
+
+class Timekeeper:
+    """The scheduler of one node."""
+
+    def __init__(
+        self,
+        backend: DatabaseBackend,
+        node: NodeInfo,
+        queues: QueueSelection,
+        hooks: Hooks,
+        *,
+        capacity: int,
+        delay: float | None = None,
+        periodic: Iterable[BoundPeriodic] = (),
+    ) -> None:
+        self.backend = backend
+        self.engine = backend.engine
+        self.node = node
+        self.queues = queues
+        self.hooks = hooks
+        self.capacity = capacity
+        self.watcher = self.engine.watcher()
+        told = self.watcher.tells and backend.parsed.notify
+        self.delay = delay or (DELAY_WITH_NOTIFICATIONS if told else DELAY_WITHOUT)
+        self.periodic = {entry.name: entry for entry in periodic}
+        self.draining = False
+        self._deployed_at: datetime.datetime | None = None
+        self._next: dict[str, datetime.datetime] = {}
+        self._differing: set[str] = set()
+        self._renew_at = self._look_at = self._promote_at = self._periodic_at = 0.0
+
+    # The loop's two questions
+
+    def tick(self) -> float:
+        """Does what is due; returns the seconds until the next thing is. Raises DatabaseError."""
+        if time.monotonic() >= self._renew_at:
+            self.heartbeat()
+        if self.draining:
+            return self._renew_at - time.monotonic()
+        if self.watcher.changed():
+            # Producers may have kept back notifications for as long: look again after it.
+            self.look()
+            self._look_at = min(self._look_at, time.monotonic() + 1.5 * NOTIFY_INTERVAL)
+        elif time.monotonic() >= self._look_at:
+            self.look()
+        if time.monotonic() >= self._promote_at:
+            self.promote()
+        if self.periodic and time.monotonic() >= self._periodic_at:
+            self.enqueue_due_occurrences()
+        return self.sleep_time()
+
+    def sleep_time(self) -> float:
+        wake = min(self._renew_at, self._look_at, self._promote_at)
+        if self.periodic:
+            wake = min(wake, self._periodic_at)
+        if self.watcher.interval is not None:
+            wake = min(wake, time.monotonic() + self.watcher.interval)
+        return max(0.0, min(wake - time.monotonic(), LONGEST_SLEEP))
+
+    # The node
+
+    def heartbeat(self) -> None:
+        """Renews the lease, reports the workers, and looks after what others left behind."""
+        self.engine.renew_lease(self.node, "draining" if self.draining else "running")
+        self._renew_at = time.monotonic() + self.backend.parsed.heartbeat
+        self.engine.save_workers(self.node.id, self.hooks.workers())
+        self.rescue_dead_nodes()
+        if self.cleans_up and not self.draining and self.engine.expired_exist():
+            self.hooks.cleanup()
+
+    @property
+    def cleans_up(self) -> bool:
+        """Whether retention runs here all the time; not if the project has its own hour for it."""
+        return bool(self.periodic) and not self.backend.parsed.own_cleanup_schedule
+
+    def rescue_dead_nodes(self) -> None:
+        for node_id, name in self.engine.dead_nodes():
+            if node_id == self.node.id:
+                continue
+            reason = (
+                f"node {name!r} did not renew its lease in time: its host, its network or its "
+                "supervisor is gone"
+            )
+            rescued = self.engine.rescue(node_id, None, Death(reason))
+            self.engine.end_lease(node_id)
+            if rescued:
+                logger.warning(
+                    "rescued %d tasks of %s, failed %d: %s",
+                    len(rescued.retried) + len(rescued.released),
+                    name,
+                    len(rescued.failed),
+                    reason,
+                )
+
+    # Work
+
+    def look(self) -> None:
+        """Asks whether anything is ready, and when the next deferred row is due."""
+        self._look_at = time.monotonic() + self.delay
+        ready, due_in = self.engine.glance()
+        if due_in is not None:
+            self._promote_at = min(self._promote_at, time.monotonic() + max(0.0, due_in))
+        if ready and (count := self.engine.ready_count(self.queues, self.capacity)):
+            self.hooks.work(count)
+
+    def promote(self) -> None:
+        """Makes deferred rows claimable whose time has come, batch by batch."""
+        if promoted := self.engine.promote_due(PROMOTE_BATCH):
+            self.hooks.work(promoted)
+        due_in = self.engine.glance().due_in
+        wait = LONGEST_SLEEP if due_in is None else max(0.0, due_in)
+        self._promote_at = time.monotonic() + min(wait, LONGEST_SLEEP)
+
+    # Periodic tasks
+
+    def enqueue_due_occurrences(self) -> None:
+        """Enqueues what is due, under the advisory lock, and finds the next due time.
+
+        Which occurrences are due, the database's clock and the entry's last due time decide; that
+        another node was faster shows in both. User code (arguments that are callables) runs before
+        the lock is taken.
+        """
+        states, now = self.read_states()
+        wanted = [entry for entry in self.periodic.values() if self.may_be_due(entry, now)]
+        changed = [entry for entry in wanted if self.is_new(entry, states.get(entry.name))]
+        prepared = {
+            entry.name: self.prepare(entry)
+            for entry in wanted
+            if self.due_times(entry, states.get(entry.name), now)
+        }
+        enqueued = 0
+        if changed or prepared:
+            with self.engine.locked(PERIODIC_LOCK) as got:
+                if not got:
+                    self._periodic_at = time.monotonic() + LOCK_RETRY
+                    return
+                states, now = self.read_states()
+                for entry in changed:
+                    self.begin(entry, states.get(entry.name))
+                for name, (make_row, error) in prepared.items():
+                    entry = self.periodic[name]
+                    for due in self.due_times(entry, states.get(name), now):
+                        enqueued += self.enqueue_occurrence(entry, due, make_row(), error)
+        if enqueued:
+            self.hooks.work(enqueued)
+        for entry in wanted:
+            self._next[entry.name] = entry.next_after(now)
+        wait = (min(self._next.values()) - now).total_seconds()
+        self._periodic_at = time.monotonic() + max(0.0, min(wait, LONGEST_SLEEP))
+
+    def read_states(self) -> tuple[dict[str, PeriodicState], datetime.datetime]:
+        return self.engine.periodic_states(), self.engine.now()
+
+    def may_be_due(self, entry: BoundPeriodic, now: datetime.datetime) -> bool:
+        return self._next.get(entry.name, now) <= now
+
+    def is_new(self, entry: BoundPeriodic, state: PeriodicState | None) -> bool:
+        """Whether the entry's schedule is not the stored one and ours is to be stored."""
+        if state is None:
+            return True
+        if state.spec == entry.spec:
+            self._differing.discard(entry.name)
+            return False
+        if state.deployed_at <= self.deployed_at:
+            return True
+        if entry.name not in self._differing:
+            self._differing.add(entry.name)
+            logger.warning(
+                "periodic task %s is scheduled as %r here but as %r by a node that was started "
+                "later; that one's schedule holds",
+                entry.name,
+                entry.spec,
+                state.spec,
+            )
+        return False
+
+    def begin(self, entry: BoundPeriodic, state: PeriodicState | None) -> None:
+        """From now on the entry has our schedule; it runs for no time before."""
+        if self.is_new(entry, state):
+            self.engine.begin_periodic(entry.name, entry.task_path, entry.spec, self.deployed_at)
+
+    def due_times(
+        self, entry: BoundPeriodic, state: PeriodicState | None, now: datetime.datetime
+    ) -> list[datetime.datetime]:
+        if state is None or state.spec != entry.spec:
+            return []
+        return entry.due(state.settled_until, now)
+
+    def enqueue_occurrence(
+        self,
+        entry: BoundPeriodic,
+        due: datetime.datetime,
+        row: NewTask,
+        error: dict[str, str] | None,
+    ) -> bool:
+        """Enqueues one occurrence unless another node has; says whether a worker is wanted."""
+        if not self.engine.enqueue_occurrence(entry.name, due, row, self.node.name, error):
+            return False
+        logger.info(
+            "periodic task %s is enqueued, due %s",
+            entry.name,
+            due.isoformat(),
+            extra={"task_id": row.id, "task_path": entry.task_path, "queue": row.queue},
+        )
+        return error is None
+
+    @property
+    def deployed_at(self) -> datetime.datetime:
+        """When this node started, in the database's clock."""
+        if self._deployed_at is None:
+            self._deployed_at = self.engine.node_started(self.node.id) or self.engine.now()
+        return self._deployed_at
+
+    def prepare(self, entry: BoundPeriodic) -> tuple[Callable[[], NewTask], dict[str, str] | None]:
+        """How to make the entry's rows. Arguments that cannot be had fail the run visibly."""
+        task = periodic_task(self.backend, entry)
+        try:
+            args, kwargs = entry.arguments()
+            make_row = self.row_maker(entry, task, args, kwargs)
+            make_row()
+        except Exception as error:
+            logger.error(
+                "periodic task %s: its arguments cannot be had", entry.name, exc_info=error
+            )
+            return self.row_maker(entry, task, [], {}), described(error)
+        return make_row, None
+
+    def row_maker(
+        self, entry: BoundPeriodic, task: DjangoTask, args: list[Any], kwargs: Mapping[str, Any]
+    ) -> Callable[[], NewTask]:
+        def make_row() -> NewTask:
+            now = datetime.datetime.now(datetime.UTC)
+            return self.backend.new_row(
+                task, args, kwargs, now, periodic=entry.name, retain=entry.retain
+            )
+
+        return make_row
+
+
+def periodic_task(backend: DatabaseBackend, entry: BoundPeriodic) -> DjangoTask:
+    """The task of an entry with its queue and priority. Raises ImportError or InvalidTask."""
+    task = resolve_task(entry.task_path)
+    queue, priority = entry.definition.queue, entry.definition.priority
+    if entry.task_path == CLEANUP_PATH:
+        # Ours, so it must fit every backend: without a default queue it goes to another one.
+        if queue is None and backend.queues and task.queue_name not in backend.queues:
+            queue = min(backend.queues)
+        return unchecked(
+            task,
+            backend=backend.alias,
+            queue_name=queue or task.queue_name,
+            priority=priority or task.priority,
+        )
+    if queue is None and priority is None:
+        return task
+    return task.using(queue_name=queue, priority=priority)
+
+
+def keep_patient(
+    keeper: Timekeeper, lost: Callable[[str], None], found: Callable[[], None]
+) -> Callable[[], float]:
+    """`keeper.tick` that survives outages: returns the seconds until the next try."""
+    from django.db import Error as DatabaseError
+
+    delay = 0.0
+
+    def tick() -> float:
+        nonlocal delay
+        try:
+            seconds = keeper.tick()
+        except DatabaseError as error:
+            why = keeper.engine.unavailable(error)
+            if why is None:
+                raise
+            with contextlib.suppress(Exception):
+                keeper.engine.close()
+            if not delay:
+                lost(why)
+            delay = min(max(0.1, delay * 2), 5.0)
+            return delay
+        if delay:
+            delay = 0.0
+            found()
+        return seconds
+
+    return tick

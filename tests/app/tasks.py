@@ -1,0 +1,130 @@
+"""Tasks that behave in every way that real ones do."""
+
+import ctypes
+import os
+import signal
+import sys
+import time
+
+from django.db import connection, transaction
+from django.tasks import task
+
+from .models import Note
+
+
+@task
+def noop():
+    pass
+
+
+@task
+def add(a, b=0):
+    return a + b
+
+
+@task
+async def async_add(a, b):
+    return a + b
+
+
+@task(takes_context=True)
+def attempt(context):
+    return [context.attempt, context.task_result.id, context.task_result.worker_ids]
+
+
+@task
+def note(text):
+    Note.objects.create(text=text)
+
+
+@task
+def fail(message="no"):
+    raise ValueError(message)
+
+
+@task
+def echo(value):
+    return value
+
+
+@task
+def wait_for_file(path, started=None):
+    """Runs until the file exists; makes `started` to say that it runs."""
+    if started:
+        open(started, "w").close()
+    while not os.path.exists(path):
+        time.sleep(0.01)
+    return os.getpid()
+
+
+@task
+def journal(path, text=""):
+    """Appends a line to a file: one write, so that lines of several processes never mix."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(descriptor, f"{text} {os.getpid()}\n".encode())
+    os.close(descriptor)
+
+
+@task
+def pid():
+    return os.getpid()
+
+
+@task
+def sys_exit():
+    sys.exit(3)
+
+
+@task
+def os_exit(path=None):
+    if path:
+        _count(path)
+    os._exit(3)
+
+
+@task
+def segfault(path=None):
+    if path:
+        _count(path)
+    signal.signal(signal.SIGSEGV, signal.SIG_DFL)
+    ctypes.string_at(0)
+
+
+@task
+def keyboard_interrupt():
+    raise KeyboardInterrupt
+
+
+@task
+def not_json():
+    return object()
+
+
+@task
+def leave_transaction_open():
+    transaction.atomic().__enter__()
+    Note.objects.create(text="never committed")
+
+
+@task
+def leave_raw_transaction_open():
+    with connection.cursor() as cursor:
+        cursor.execute("START TRANSACTION" if connection.vendor == "mysql" else "BEGIN")
+    Note.objects.create(text="never committed")
+
+
+@task
+def close_connection():
+    connection.close()
+
+
+@task
+def break_connection():
+    """Closes the socket under Django's connection."""
+    connection.ensure_connection()
+    connection.connection.close()
+
+
+def _count(path):
+    with open(path, "a") as file:
+        file.write("x")
