@@ -1,0 +1,203 @@
+"""One forked child as its parent sees it: its slot, its state, its deadlines, how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from .board import Board, State
+from .channel import Channel
+from .process import unique_memory
+from .signals import WORKER_DRAIN, WORKER_DUMP, WORKER_INTERRUPT, name_of
+
+WAKE_AGAIN = 0.05  # seconds after which a worker that was woken may be woken again
+FIRST_BACKOFF, LONGEST_BACKOFF = 0.5, 60.0  # seconds
+HEALTHY_AFTER = 60.0  # seconds of life after which earlier crashes are forgotten
+
+
+class Kind(Enum):
+    WORKER = "worker"
+    SCHEDULER = "scheduler"
+    JANITOR = "janitor"
+    RELOADER = "reloader"
+    CHECKER = "checker"
+
+
+class Life(Enum):
+    """From fork to reaping."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    DRAINING = "draining"
+    INTERRUPTING = "interrupting"
+    KILLED = "killed"
+
+
+@dataclass(eq=False)
+class Child:
+    """`identity` is what its claims are made under; the parent makes it before the fork."""
+
+    kind: Kind
+    slot: int
+    identity: str
+    pid: int
+    channel: Channel
+    board: Board | None = None  # None for one that was taken over from before a reload
+    node: str = ""
+    life: Life = Life.STARTING
+    born: float = field(default_factory=time.monotonic)
+    deadline: float | None = None  # the hard limit of its task, monotonic
+    database_down: str = ""
+    woken_at: float = 0.0
+    kill_at: float | None = None  # the last second after a stack dump
+    # Why we ended it, for the errors of its task; and whether the task is to blame.
+    verdict: str = ""
+    counted: bool = True
+    wants_recycling: bool = False
+    stopped_since: float | None = None
+    jobs: list[Any] = field(default_factory=list)
+
+    @property
+    def ready(self) -> bool:
+        return self.life is not Life.STARTING
+
+    @property
+    def idle(self) -> bool:
+        return self.board is not None and self.board.read().state is State.IDLE
+
+    @property
+    def age(self) -> float:
+        return time.monotonic() - self.born
+
+    def wake(self, now: float) -> bool:
+        """Wakes it if it is idle and nobody has just done so."""
+        if self.life is not Life.RUNNING or now - self.woken_at < WAKE_AGAIN or not self.idle:
+            return False
+        self.woken_at = now
+        return self.channel.send("wake")
+
+    def drain(self) -> None:
+        """By message and by signal: a task may not read the one or block the other."""
+        if self.life in (Life.STARTING, Life.RUNNING):
+            self.life = Life.DRAINING
+        self.channel.send("drain")
+        if self.kind is Kind.WORKER:
+            self.signal(WORKER_DRAIN)
+
+    def interrupt(self) -> None:
+        """Raises TaskInterrupted in its task; the row goes back uncounted."""
+        if self.life is not Life.KILLED:
+            self.life = Life.INTERRUPTING
+            self.channel.send("drain")
+            self.signal(WORKER_INTERRUPT)
+
+    def condemn(self, verdict: str, counted: bool, after: float = 1.0) -> None:
+        """A stack dump now and SIGKILL `after` seconds."""
+        if self.kill_at is None and self.life is not Life.KILLED:
+            self.verdict, self.counted = verdict, counted
+            self.kill_at = time.monotonic() + after
+            self.signal(WORKER_DUMP)
+
+    def kill(self, verdict: str = "", counted: bool = True) -> None:
+        """SIGKILL to its whole process group: what its task has started goes with it."""
+        if verdict and not self.verdict:
+            self.verdict, self.counted = verdict, counted
+        self.life = Life.KILLED
+        self.kill_at = None
+        self.kill_group()
+        self.signal(signal.SIGKILL)
+
+    def kill_group(self) -> None:
+        """Only while the child is not reaped: until then its pid cannot name another group."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def signal(self, signum: int) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(self.pid, signum)
+
+    def is_stopped(self) -> bool:
+        """Whether somebody stopped it (SIGSTOP); being traced by a debugger does not count."""
+        try:
+            with open(f"/proc/{self.pid}/stat", "rb") as file:
+                return file.read(512).rpartition(b")")[2].split()[0] == b"T"
+        except (OSError, IndexError):
+            return False
+
+    def row(self, restarts: int) -> dict[str, Any]:
+        """What the admin and the health check see (fields of dbtasks.models.Worker)."""
+        view = self.board.read() if self.board is not None else None
+        running = view is not None and view.running
+        state = self.life.value if self.life is not Life.RUNNING or view is None else None
+        return {
+            "id": self.identity,
+            "kind": self.kind.value,
+            "pid": self.pid,
+            "state": state or (view.state.name.lower() if view else ""),
+            "task_id": view.task_id if view and running else "",
+            "task_path": view.task_path if view and running else "",
+            "task_seconds": round(time.monotonic() - view.started, 3) if view and running else None,
+            "done": view.done if view else 0,
+            "failed": view.failed if view else 0,
+            "restarts": restarts,
+            "memory": unique_memory(self.pid) or None,
+        }
+
+    def close(self) -> None:
+        self.channel.close()
+        if self.board is not None:
+            self.board.close()
+
+
+@dataclass
+class Slot:
+    """A place that is to be filled with a child, and how often its children crashed lately."""
+
+    number: int
+    kind: Kind
+    child: Child | None = None
+    wanted: bool = True
+    crashes: int = 0
+    restarts: int = 0
+    restart_at: float = 0.0
+
+    def note_end(self, child: Child, crashed: bool, jitter: float) -> None:
+        """Plans the next child: at once after a first crash or none, then with backoff."""
+        now = time.monotonic()
+        self.child = None
+        if child.age >= HEALTHY_AFTER:
+            self.crashes = 0
+        if not crashed:
+            self.restart_at = now
+            return
+        self.crashes += 1
+        self.restarts += 1
+        self.restart_at = now + backoff(self.crashes, jitter)
+
+
+def backoff(crashes: int, jitter: float) -> float:
+    """Seconds until the next try: none after the first crash, then 0.5 s, doubling to a minute."""
+    if crashes <= 1:
+        return 0.0
+    delay: float = min(FIRST_BACKOFF * 2.0 ** min(crashes - 2, 20), LONGEST_BACKOFF)
+    return delay * jitter
+
+
+def describe_end(status: int) -> str:
+    """What a wait status (waitpid(2)) says, as the cause of a task's end."""
+    if os.WIFSIGNALED(status):
+        signum = os.WTERMSIG(status)
+        hint = {
+            signal.SIGKILL: "; the kernel's out-of-memory killer or an operator",
+            signal.SIGSEGV: "; a crash in C code",
+            signal.SIGBUS: "; a crash in C code",
+            signal.SIGABRT: "; C code gave up",
+        }.get(signal.Signals(signum), "")
+        return f"killed by {name_of(signum)}{hint}"
+    code = os.WEXITSTATUS(status)
+    return f"exited with status {code}; os._exit() in the task, or C code that gave up"

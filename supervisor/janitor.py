@@ -1,0 +1,132 @@
+"""The janitor: a short-lived child that does the parent's database work, then leaves.
+
+The parent has no database connection, so that nothing can ever block it.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from django.db import Error as DatabaseError
+
+from dbtasks.engines import Death, Engine, Rescued
+from dbtasks.retention import prune
+
+from .board import Board, State
+from .channel import Channel
+from .newborn import EXIT_OK, use_one_connection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from dbtasks.backend import DatabaseBackend
+
+logger = logging.getLogger("dbtasks")
+
+RETRY_FIRST, RETRY_MOST = 0.1, 5.0  # seconds between two tries to reach the database
+ORPHAN_PATIENCE = 30.0  # seconds that a janitor tries on after its parent died
+
+
+@dataclass(frozen=True)
+class Rescue:
+    """Give back, or fail, the rows of one dead worker."""
+
+    node: str
+    worker: str
+    death: Death
+
+    def do(self, engine: Engine, stopping: Callable[[], bool]) -> None:
+        tell(self.worker, engine.rescue(self.node, self.worker, self.death), self.death)
+
+
+@dataclass(frozen=True)
+class Cleanup:
+    """Delete what is past its retention."""
+
+    def do(self, engine: Engine, stopping: Callable[[], bool]) -> None:
+        if deleted := prune(engine, stopping):
+            logger.info("deleted %d finished tasks that were past their retention", deleted)
+
+
+@dataclass(frozen=True)
+class Farewell:
+    """End the lease of a node whose scheduler cannot do it any more."""
+
+    node: str
+
+    def do(self, engine: Engine, stopping: Callable[[], bool]) -> None:
+        engine.end_lease(self.node)
+
+
+Job = Rescue | Cleanup | Farewell
+
+
+def tell(worker: str, rescued: Rescued, death: Death) -> None:
+    """One line per rescue."""
+    if rescued.failed:
+        logger.error(
+            "task %s of dead worker %s failed: it may not run again (%s)",
+            ", ".join(rescued.failed),
+            worker,
+            death.reason,
+            extra={"worker_id": worker, "task_id": rescued.failed[0]},
+        )
+    if rescued.retried:
+        logger.warning(
+            "task %s of dead worker %s is ready again",
+            ", ".join(rescued.retried),
+            worker,
+            extra={"worker_id": worker, "task_id": rescued.retried[0]},
+        )
+    if rescued.released:
+        logger.info("%d tasks of worker %s went back to the queue", len(rescued.released), worker)
+
+
+def run_janitor(
+    backend: DatabaseBackend, jobs: Sequence[Job], channel: Channel, board: Board
+) -> int:
+    """The main function of a janitor: does its jobs, however long the database is away."""
+    use_one_connection()
+    engine = backend.engine
+    draining = False
+    orphaned_at: float | None = None
+
+    def look() -> None:
+        nonlocal draining, orphaned_at
+        draining |= any(message["kind"] == "drain" for message in channel.receive())
+        if channel.closed and orphaned_at is None:
+            orphaned_at = time.monotonic()
+
+    def stopping() -> bool:
+        look()
+        board.tick()
+        return draining or channel.closed
+
+    channel.send("ready")
+    delay, lost = RETRY_FIRST, False
+    todo = list(jobs)
+    while todo:
+        try:
+            todo[0].do(engine, stopping)
+            todo.pop(0)
+            continue
+        except DatabaseError as error:
+            why = engine.unavailable(error)
+            if why is None:
+                raise
+            engine.close()
+            if not lost:
+                lost = True
+                channel.send("database_lost", why=why)
+        look()
+        board.tick(State.WAITING)
+        if orphaned_at is not None and time.monotonic() - orphaned_at > ORPHAN_PATIENCE:
+            break
+        time.sleep(delay * random.uniform(0.5, 1.0))
+        delay = min(delay * 2, RETRY_MOST)
+    engine.close()
+    return EXIT_OK

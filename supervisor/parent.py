@@ -1,0 +1,482 @@
+"""The supervisor: an event loop that decides, and never waits for anything but events.
+
+It has one thread, no database connection and runs no user code, so nothing that a task, a worker
+or the database does can keep it from answering a signal. Deadlines are on the monotonic clock.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import random
+import signal
+import socket
+import sys
+import threading
+import time
+from enum import IntEnum
+
+from dbtasks.engines import Death, NodeInfo
+from dbtasks.ids import random_suffix
+
+from .application import Application
+from .channel import Message
+from .child import Child, Kind, Life, Slot, describe_end
+from .janitor import Cleanup, Farewell, Job, Rescue
+from .logs import reopen_logs, set_process_name
+from .newborn import EXIT_BOOT, EXIT_CRASHED
+from .nursery import Nursery
+from .pidfile import Pidfile
+from .process import become_subreaper, set_title
+from .reload import Reload, adopt_children
+from .report import Reporter
+from .signals import (
+    DRAIN,
+    DUMP_STACKS,
+    INTERRUPT,
+    KILL_NOW,
+    ONE_LESS,
+    ONE_MORE,
+    RELOAD,
+    REOPEN_LOGS,
+    SignalInbox,
+)
+from .systemd import Notifier
+from .vigil import Vigil
+
+logger = logging.getLogger("dbtasks")
+
+LOOK = 1.0  # seconds between two looks after the children
+INTERRUPT_GRACE = 5.0  # seconds between TaskInterrupted and SIGKILL
+JANITOR_GRACE = 5.0  # seconds for the last rescue when we leave; afterwards the lease does it
+GIVE_UP = 300.0  # seconds without a healthy worker
+EXIT_OK, EXIT_GAVE_UP = 0, 5
+
+
+class Phase(IntEnum):
+    STARTING = 0
+    RUNNING = 1
+    DRAINING = 2
+    INTERRUPTING = 3
+    KILLING = 4
+    LEAVING = 5
+    DONE = 6
+
+
+class Supervisor:
+    """One node: its slots, its children and what to do when something happens to them."""
+
+    def __init__(
+        self, application: Application, inbox: SignalInbox, pidfile: Pidfile | None = None
+    ) -> None:
+        assert threading.current_thread() is threading.main_thread()
+        self.application = application
+        self.config = config = application.config
+        self.inbox = inbox
+        self.pidfile = pidfile
+        self.notifier = Notifier.from_environ()
+        self.node = NodeInfo(
+            id=random_suffix() + random_suffix(),
+            name=config.worker_id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            kind="supervisor",
+            lease=application.backend.parsed.worker_timeout,
+        )
+        self.nursery = Nursery(application, self.node, inbox)
+        self.slots = [Slot(0, Kind.SCHEDULER)]
+        self.slots += [Slot(number, Kind.WORKER) for number in range(1, config.workers + 1)]
+        self.phase = Phase.STARTING
+        self.exit_code = EXIT_OK
+        self.jobs: list[Job] = []
+        self.cleanup_wanted = False
+        self.janitor_crashes = 0
+        self.janitor_at = 0.0
+        self.phase_ends = 0.0
+        self.interrupts = 0
+        self.looked_at = 0.0
+        self.down_since: float | None = None
+        self.reload = Reload(application, self.nursery, self.notifier, pidfile)
+        self.vigil = Vigil(self.nursery, config.max_memory)
+        self.reporter = Reporter(self)
+
+    # The loop
+
+    def run(self) -> int:
+        """Until everything has ended; returns the exit code."""
+        become_subreaper()
+        set_title(f"dbtasks: {self.config.worker_id} supervisor")
+        set_process_name(self.config.worker_id)
+        adopt_children(self.nursery)
+        logger.info(
+            "supervisor %s (pid %d): %d workers on queues %s of backend %s",
+            self.config.worker_id,
+            os.getpid(),
+            self.config.workers,
+            self.application.queues,
+            self.application.backend.alias,
+        )
+        self.inbox.booting = False
+        while self.phase is not Phase.DONE:
+            self.step()
+        self.notifier.close()
+        self.nursery.selector.close()
+        logger.info("supervisor %s has ended", self.config.worker_id)
+        return self.exit_code
+
+    def step(self) -> None:
+        """Waits for events or for the next deadline, and acts."""
+        for key, _ in self.nursery.selector.select(self.time_to_act()):
+            if isinstance(key.data, Child):
+                self.listen(key.data)
+        for signum in self.inbox.read():
+            self.on_signal(signum)
+        for child, status in self.nursery.reap():
+            self.listen(child)
+            self.on_end(child, status)
+        now = time.monotonic()
+        self.vigil.keep_deadlines(now)
+        if now - self.looked_at >= LOOK:
+            self.looked_at = now
+            self.look_after_children(now)
+        self.fill_slots(now)
+        self.start_janitors(now)
+        self.shut_down_further(now)
+        self.reporter.report(now)
+
+    def time_to_act(self) -> float:
+        """Seconds until the next deadline, at most one look away."""
+        now = time.monotonic()
+        times = [self.looked_at + LOOK]
+        times += [slot.restart_at for slot in self.slots if slot.wanted and slot.child is None]
+        for child in self.nursery:
+            times += [at for at in (child.kill_at, child.deadline) if at is not None]
+        if self.phase >= Phase.DRAINING:
+            times.append(self.phase_ends)
+        if self.jobs:
+            times.append(self.janitor_at)
+        return max(0.0, min(min(times) - now, LOOK))
+
+    # Signals
+
+    def on_signal(self, signum: int) -> None:
+        match signum:
+            case signal.SIGCHLD:
+                pass
+            case _ if signum == DRAIN:
+                self.drain("SIGTERM")
+            case _ if signum == INTERRUPT:
+                self.interrupts += 1
+                match self.interrupts:
+                    case 1:
+                        self.drain("SIGINT; again to interrupt the running tasks")
+                    case 2:
+                        self.interrupt()
+                    case _:
+                        self.kill()
+            case _ if signum == KILL_NOW:
+                self.kill()
+            case _ if signum == RELOAD:
+                self.begin_reload("SIGHUP")
+            case _ if signum == ONE_MORE:
+                self.add_worker()
+            case _ if signum == ONE_LESS:
+                self.remove_worker()
+            case _ if signum == REOPEN_LOGS:
+                reopen_logs()
+                for child in self.nursery:
+                    child.channel.send("reopen_logs")
+            case _ if signum == DUMP_STACKS:
+                faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
+                for child in self.nursery:
+                    child.signal(signal.SIGUSR2)
+
+    def add_worker(self) -> None:
+        if self.phase <= Phase.RUNNING:
+            for slot in self.slots:
+                if not slot.wanted and slot.child is None:
+                    slot.wanted = True
+                    break
+            else:
+                self.slots.append(Slot(len(self.slots), Kind.WORKER))
+            logger.info("one worker more: %d", self.wanted_workers)
+
+    def remove_worker(self) -> None:
+        if self.phase <= Phase.RUNNING and self.wanted_workers > 1:
+            slot = next(s for s in reversed(self.slots) if s.kind is Kind.WORKER and s.wanted)
+            slot.wanted = False
+            if slot.child is not None:
+                slot.child.drain()
+            logger.info("one worker less: %d", self.wanted_workers)
+
+    @property
+    def wanted_workers(self) -> int:
+        return sum(slot.wanted for slot in self.slots if slot.kind is Kind.WORKER)
+
+    # Messages
+
+    def listen(self, child: Child) -> None:
+        for message in child.channel.receive():
+            self.on_message(child, message)
+        if child.channel.closed:
+            self.nursery.mute(child)
+
+    def on_message(self, child: Child, message: Message) -> None:
+        match message["kind"]:
+            case "ready":
+                if child.life is Life.STARTING:
+                    child.life = Life.RUNNING
+                    if self.phase >= Phase.DRAINING:
+                        child.drain()
+                    self.reload.replaced(child)
+                self.check_ready()
+            case "work":
+                self.wake_workers(int(message["count"]))
+            case "began":
+                child.deadline = float(message["deadline"])
+            case "recycle":
+                child.wants_recycling = True
+            case "cleanup":
+                self.cleanup_wanted = True
+            case "empty":
+                self.drain("nothing is ready (--burst)")
+            case "changed":
+                self.begin_reload(f"{message['path']} changed")
+            case "database_lost":
+                child.database_down = str(message["why"])
+                self.note_outage(child.database_down)
+                self.check_ready()
+            case "database_found":
+                child.database_down = ""
+                self.note_recovery()
+
+    def note_outage(self, why: str) -> None:
+        """One line for the node, however many of its processes notice."""
+        if self.down_since is None:
+            self.down_since = time.monotonic()
+            logger.error("degraded: %s; trying again until it works", why)
+
+    def note_recovery(self) -> None:
+        if self.down_since is not None and not any(c.database_down for c in self.nursery):
+            seconds = time.monotonic() - self.down_since
+            self.down_since = None
+            logger.info("recovered: the database is back after %.1f s", seconds)
+
+    def check_ready(self) -> None:
+        """READY when every slot's child is up, or is up but for the database."""
+        if self.phase is Phase.STARTING and all(
+            slot.child is not None and (slot.child.ready or slot.child.database_down)
+            for slot in self.slots
+            if slot.wanted
+        ):
+            self.phase = Phase.RUNNING
+            logger.info("ready")
+            self.reporter.ready()
+            if self.application.reloads:
+                self.nursery.fork_reloader()
+
+    def wake_workers(self, count: int) -> None:
+        now = time.monotonic()
+        for child in self.nursery.workers:
+            if count <= 0:
+                break
+            count -= child.wake(now)
+
+    # Ends
+
+    def on_end(self, child: Child, status: int) -> None:
+        crashed = status != 0
+        match child.kind:
+            case Kind.WORKER:
+                self.bury_worker(child, status)
+            case Kind.JANITOR:
+                self.bury_janitor(child, crashed)
+            case Kind.CHECKER:
+                self.reload.checked(status, self.phase is Phase.RUNNING)
+            case Kind.SCHEDULER:
+                if crashed and self.phase < Phase.LEAVING:
+                    logger.error("the scheduler died: %s", describe_end(status))
+                    if child.node == self.node.id:
+                        self.wake_workers(len(self.slots))
+        for slot in self.slots:
+            if slot.child is child:
+                slot.note_end(child, crashed, random.uniform(0.75, 1.25))
+        self.note_boot_failure(child, status)
+        child.close()
+        self.note_recovery()
+
+    def bury_worker(self, child: Child, status: int) -> None:
+        if status == 0:
+            return
+        reason = child.verdict or describe_end(status)
+        view = child.board.read() if child.board is not None else None
+        running = None
+        if view is not None:
+            running = frozenset({view.task_id} if view.running else ())
+        logger.log(
+            logging.ERROR if child.counted else logging.WARNING,
+            "worker %s (pid %d) died: %s%s",
+            child.identity,
+            child.pid,
+            reason,
+            f", while it ran {view.task_path}" if view is not None and view.running else "",
+            extra={"worker_id": child.identity},
+        )
+        death = Death(reason=reason, running=running, counted=child.counted)
+        self.jobs.append(Rescue(child.node, child.identity, death))
+
+    def bury_janitor(self, child: Child, crashed: bool) -> None:
+        if not crashed:
+            self.janitor_crashes = 0
+            return
+        self.janitor_crashes += 1
+        self.janitor_at = time.monotonic() + min(0.1 * 2.0**self.janitor_crashes, 10.0)
+        logger.error("the janitor died; its work is tried again")
+        self.jobs += [job for job in child.jobs if not isinstance(job, Cleanup)]
+
+    def note_boot_failure(self, child: Child, status: int) -> None:
+        """A child that cannot even start is fatal, but only before the first READY."""
+        if (
+            self.phase is Phase.STARTING
+            and not child.ready
+            and child.kind in (Kind.WORKER, Kind.SCHEDULER)
+            and os.WIFEXITED(status)
+            and os.WEXITSTATUS(status) in (EXIT_CRASHED, EXIT_BOOT)
+        ):
+            logger.critical("%s cannot start; giving up (see the traceback above)", child.identity)
+            self.exit_code = EXIT_BOOT
+            self.kill()
+
+    # Looking after the living
+
+    def look_after_children(self, now: float) -> None:
+        """Once a second; and the waker of last resort, while nobody else looks at the queue."""
+        self.vigil.look(now, recycle=self.phase is Phase.RUNNING)
+        if self.phase is Phase.RUNNING and not any(
+            child.ready for child in self.nursery.of_kind(Kind.SCHEDULER)
+        ):
+            self.wake_workers(1)
+        if self.down_since is not None:
+            self.vigil.healthy_at = now  # a node is not unwell because its database is down
+        if self.phase <= Phase.RUNNING and now - self.vigil.healthy_at > GIVE_UP:
+            logger.critical("no worker stayed alive for %g s; giving up", GIVE_UP)
+            self.exit_code = EXIT_GAVE_UP
+            self.kill()
+
+    # Filling slots and doing jobs
+
+    def fill_slots(self, now: float) -> None:
+        for slot in self.slots:
+            if slot.child is not None or not slot.wanted or now < slot.restart_at:
+                continue
+            if slot.kind is Kind.WORKER and self.phase > Phase.RUNNING:
+                continue
+            if slot.kind is Kind.SCHEDULER and self.phase >= Phase.LEAVING:
+                continue
+            try:
+                if slot.kind is Kind.SCHEDULER:
+                    slot.child = self.nursery.fork_scheduler(self.phase >= Phase.DRAINING)
+                else:
+                    slot.child = self.nursery.fork_worker(slot.number)
+            except OSError as error:
+                slot.crashes += 1
+                slot.restart_at = now + min(0.5 * 2.0**slot.crashes, 60.0)
+                logger.error("cannot fork (%s); trying again", error)
+            else:
+                self.reporter.tell_scheduler_soon()
+
+    def start_janitors(self, now: float) -> None:
+        """One janitor for rescues and one for retention: the first never waits for the second."""
+        janitors = self.nursery.of_kind(Kind.JANITOR)
+        cleaning = any(isinstance(job, Cleanup) for child in janitors for job in child.jobs)
+        rescuing = len(janitors) > cleaning
+        try:
+            if self.jobs and not rescuing and now >= self.janitor_at:
+                jobs, self.jobs = self.jobs, []
+                try:
+                    self.nursery.fork_janitor(jobs)
+                except OSError:
+                    self.jobs = jobs
+                    raise
+            if self.cleanup_wanted and not cleaning and self.phase is Phase.RUNNING:
+                self.nursery.fork_janitor([Cleanup()])
+                self.cleanup_wanted = False
+        except OSError as error:
+            self.janitor_at = now + 1.0
+            logger.error("cannot fork a janitor (%s); trying again", error)
+
+    # Reloading
+
+    def begin_reload(self, why: str) -> None:
+        if self.phase is Phase.RUNNING:
+            self.reload.begin(why)
+
+    # The end
+
+    def drain(self, why: str) -> None:
+        """No further claims; idempotent."""
+        if self.phase >= Phase.DRAINING:
+            return
+        self.phase = Phase.DRAINING
+        self.phase_ends = time.monotonic() + self.config.grace
+        busy = sum(1 for c in self.nursery.workers if c.board and c.board.read().executing)
+        logger.info("draining (%s): %d tasks run, at most %g s", why, busy, self.config.grace)
+        self.reporter.stopping()
+        for child in self.nursery:
+            if child.kind in (Kind.WORKER, Kind.SCHEDULER, Kind.JANITOR):
+                child.drain()
+            else:
+                child.kill()
+
+    def interrupt(self) -> None:
+        """TaskInterrupted in what still runs; its rows go back uncounted."""
+        self.drain("interrupted")
+        if self.phase < Phase.INTERRUPTING:
+            self.phase = Phase.INTERRUPTING
+            self.phase_ends = time.monotonic() + INTERRUPT_GRACE
+            for child in self.nursery.workers:
+                logger.warning("interrupting worker %s", child.identity)
+                child.interrupt()
+
+    def kill(self) -> None:
+        """SIGKILL to what still lives; its rows go back uncounted."""
+        self.drain("killed")
+        if self.phase < Phase.KILLING:
+            self.phase = Phase.KILLING
+            self.phase_ends = time.monotonic() + JANITOR_GRACE
+            for child in self.nursery.workers:
+                child.kill("the supervisor was shut down", counted=False)
+
+    def shut_down_further(self, now: float) -> None:
+        """From drain to the end, as far as it goes now."""
+        if self.phase < Phase.DRAINING:
+            return
+        if self.phase < Phase.LEAVING and not self.nursery.workers:
+            self.leave_when_rescued(now)
+        elif self.phase is Phase.DRAINING and now >= self.phase_ends:
+            self.interrupt()
+        elif self.phase is Phase.INTERRUPTING and now >= self.phase_ends:
+            self.kill()
+        elif self.phase is Phase.LEAVING:
+            if not self.nursery.children:
+                self.phase = Phase.DONE
+            elif now >= self.phase_ends:
+                self.nursery.kill_all()
+
+    rescue_ends: float | None = None
+
+    def leave_when_rescued(self, now: float) -> None:
+        """The scheduler keeps the lease until no claim is left, and goes last."""
+        self.rescue_ends = self.rescue_ends or now + JANITOR_GRACE
+        if self.jobs or self.nursery.of_kind(Kind.JANITOR):
+            if now < self.rescue_ends:
+                return
+            logger.error("leaving without rescue: the lease's end will do it")
+        self.phase = Phase.LEAVING
+        self.phase_ends = now + JANITOR_GRACE
+        schedulers = self.nursery.of_kind(Kind.SCHEDULER)
+        for child in schedulers:
+            child.channel.send("leave")
+        if not schedulers:
+            self.nursery.fork_janitor([Farewell(self.node.id)])

@@ -1,0 +1,163 @@
+"""SIGHUP: new code without a second without workers.
+
+The new code is checked in a fresh process first. If that fails we keep serving and say why. Else
+the supervisor executes itself in place: same pid, same children. They go on while the new code
+boots, and each of them is drained when its successor is ready.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import tempfile
+from typing import IO, Any
+
+from .application import Application
+from .channel import Channel
+from .child import Child, Kind, Life, describe_end
+from .nursery import Nursery
+from .pidfile import Pidfile
+from .signals import block_all
+from .systemd import Notifier
+
+logger = logging.getLogger("dbtasks")
+
+CHILDREN = "_DBTASKS_CHILDREN"  # what the next image takes over, as JSON
+TOLD = 4000  # characters of a failed check's output that are worth a log line
+
+
+class Reload:
+    """The way from a HUP to workers with new code."""
+
+    def __init__(
+        self,
+        application: Application,
+        nursery: Nursery,
+        notifier: Notifier,
+        pidfile: Pidfile | None,
+    ) -> None:
+        self.application = application
+        self.nursery = nursery
+        self.notifier = notifier
+        self.pidfile = pidfile
+        self.output: IO[bytes] | None = None
+        self.again = False
+
+    def begin(self, why: str) -> None:
+        """Starts the check; a HUP during one is answered by another one after it."""
+        if self.output is not None:
+            self.again = True
+            return
+        logger.info("reloading (%s): checking the new code", why)
+        self.output = tempfile.TemporaryFile(prefix="dbtasks-check-")  # noqa: SIM115  outlives us
+        descriptor = self.output.fileno()
+        ours, theirs = Channel.pair()
+        theirs.close()
+        pid = os.posix_spawn(
+            self.application.argv[0],
+            [*self.application.argv, "--check"],
+            {**os.environ, "DBTASKS_CHECK": "1"},
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, descriptor, 1),
+                (os.POSIX_SPAWN_DUP2, descriptor, 2),
+            ],
+            setsigmask=[],
+        )
+        self.nursery.add(Child(Kind.CHECKER, 0, "check", pid, ours))
+
+    def checked(self, status: int, wanted: bool) -> None:
+        """The check is over: executes the new code, or keeps serving and says why."""
+        assert self.output is not None
+        self.output.seek(0)
+        told = self.output.read().decode("utf-8", "replace").strip()[-TOLD:]
+        self.output.close()
+        self.output = None
+        if not wanted:
+            return
+        if self.again:
+            self.again = False
+            self.begin("asked again")
+        elif status:
+            end = describe_end(status).partition(";")[0]
+            logger.error("not reloading: the check of the new code failed (%s)\n%s", end, told)
+        else:
+            self.execute()
+
+    def execute(self) -> None:
+        """Becomes the new code. Returns only if that is impossible."""
+        logger.info("the new code is fine; replacing the supervisor in place")
+        self.notifier.reloading()
+        environ = {**os.environ, **self.notifier.environ(), CHILDREN: self.legacy()}
+        environ.pop("DBTASKS_CHECK", None)
+        if self.pidfile is not None:
+            environ |= self.pidfile.environ()
+        block_all()  # a signal must wait until the new image can hear it
+        try:
+            os.execve(self.application.argv[0], list(self.application.argv), environ)
+        except OSError as error:
+            from .signals import unblock_all
+
+            unblock_all()
+            logger.error("not reloading: %s", error)
+
+    def legacy(self) -> str:
+        """The children that the next image takes over; their channels survive the exec."""
+        taken = []
+        for child in self.nursery:
+            if child.kind in (Kind.RELOADER, Kind.CHECKER):
+                child.kill()
+                continue
+            os.set_inheritable(child.channel.fileno(), True)
+            taken.append(
+                {
+                    "pid": child.pid,
+                    "kind": child.kind.value,
+                    "slot": child.slot,
+                    "identity": child.identity,
+                    "node": child.node,
+                    "descriptor": child.channel.fileno(),
+                }
+            )
+        return json.dumps(taken)
+
+    def replaced(self, child: Child) -> None:
+        """A new child is ready: its predecessors from before the reload may go.
+
+        The old scheduler keeps the old node's lease until the last old worker is gone.
+        """
+        for old in self.nursery:
+            legacy = old.board is None and old.life is Life.RUNNING
+            gone_slot = old.slot > self.application.config.workers
+            if legacy and old.kind is child.kind and (old.slot == child.slot or gone_slot):
+                old.drain()
+        self.dismiss_old_schedulers()
+
+    def dismiss_old_schedulers(self) -> None:
+        nodes = {child.node for child in self.nursery.workers}
+        for old in self.nursery.of_kind(Kind.SCHEDULER):
+            if old.board is None and old.node not in nodes:
+                old.channel.send("leave")
+
+
+def adopt_children(nursery: Nursery) -> None:
+    """Takes over the children of the image before an exec in place."""
+    for entry in json.loads(os.environ.pop(CHILDREN, "[]")):
+        nursery.add(adopted(entry))
+    if nursery.children:
+        logger.info("took over %d children from before the reload", len(nursery.children))
+
+
+def adopted(entry: dict[str, Any]) -> Child:
+    descriptor = int(entry["descriptor"])
+    os.set_inheritable(descriptor, False)
+    return Child(
+        kind=Kind(entry["kind"]),
+        slot=int(entry["slot"]),
+        identity=str(entry["identity"]),
+        pid=int(entry["pid"]),
+        channel=Channel(socket.socket(fileno=descriptor)),
+        node=str(entry["node"]),
+        life=Life.RUNNING,
+    )

@@ -1,0 +1,180 @@
+"""The scheduler: the child process that drives the node's Timekeeper.
+
+It leaves last. While workers drain it renews the lease; if the parent is killed it renews it until
+the workers have finished and gone, so that no other node takes their tasks from under them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+from django.db import Error as DatabaseError
+
+from dbtasks.engines import Death, NodeInfo
+from dbtasks.queues import QueueSelection
+from dbtasks.timekeeper import Hooks, Timekeeper, keep_patient
+
+from .board import Board, State
+from .channel import Channel
+from .newborn import EXIT_OK, use_one_connection
+from .signals import SignalInbox
+
+if TYPE_CHECKING:
+    from dbtasks.backend import DatabaseBackend
+
+    from .config import RunConfig
+
+logger = logging.getLogger("dbtasks")
+
+ORPHAN_LOOK = 1.0  # seconds between two looks whether the workers of a dead parent are gone
+
+
+class SchedulerChild:
+    """The loop around a Timekeeper, and what the parent tells it."""
+
+    def __init__(
+        self,
+        backend: DatabaseBackend,
+        node: NodeInfo,
+        queues: QueueSelection,
+        config: RunConfig,
+        channel: Channel,
+        board: Board,
+        draining: bool,
+    ) -> None:
+        self.backend = backend
+        self.engine = backend.engine
+        self.node = node
+        self.channel = channel
+        self.board = board
+        self.burst = config.burst
+        self.workers: dict[str, dict[str, Any]] = {}
+        self.leaving = False
+        self.told_ready = False
+        self.inbox = SignalInbox(())
+        # systemd may signal every process of the unit at once; we go when the parent says so.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        hooks = Hooks(
+            work=lambda count: self.tell("work", count=count),
+            cleanup=lambda: self.tell("cleanup"),
+            workers=lambda: list(self.workers.values()),
+        )
+        self.keeper = Timekeeper(
+            backend,
+            node,
+            queues,
+            hooks,
+            capacity=config.workers,
+            delay=config.delay,
+            periodic=backend.parsed.periodic if config.periodic else (),
+        )
+        self.keeper.draining = draining
+
+    def tell(self, kind: str, **fields: Any) -> None:
+        self.channel.send(kind, **fields)
+
+    def run(self) -> int:
+        patient = keep_patient(self.keeper, self.database_lost, self.database_found)
+        while True:
+            self.read_channel()
+            if self.leaving or self.channel.closed:
+                break
+            seconds = patient()
+            self.board.tick(State.IDLE)
+            if self.burst and not self.keeper.draining:
+                self.tell_when_empty()
+            self.sleep(seconds)
+        if self.channel.closed:
+            self.outlive_parent()
+        with contextlib.suppress(DatabaseError):
+            self.engine.end_lease(self.node.id)
+        self.engine.close()
+        return EXIT_OK
+
+    def read_channel(self) -> None:
+        for message in self.channel.receive():
+            match message["kind"]:
+                case "drain":
+                    self.keeper.draining = True
+                case "leave":
+                    self.leaving = True
+                case "workers":
+                    if message["first"]:
+                        self.workers.clear()
+                    self.workers.update((row["id"], row) for row in message["rows"])
+                case "reopen_logs":
+                    from .logs import reopen_logs
+
+                    reopen_logs()
+
+    def sleep(self, seconds: float) -> None:
+        if not self.told_ready and not self.board_waits:
+            self.told_ready = True
+            self.tell("ready")
+        readers: list[Any] = [self.channel, self.inbox]
+        if (watched := self.keeper.watcher.fileno()) is not None:
+            readers.append(watched)
+        with contextlib.suppress(OSError, ValueError):
+            select.select(readers, [], [], max(0.0, seconds))
+        self.inbox.read()
+
+    board_waits = False
+
+    def tell_when_empty(self) -> None:
+        with contextlib.suppress(DatabaseError):
+            counts = self.engine.counts()
+            if not (counts.ready or counts.running):
+                self.tell("empty")
+
+    def database_lost(self, why: str) -> None:
+        self.board_waits = True
+        self.board.tick(State.WAITING)
+        self.tell("database_lost", why=why)
+
+    def database_found(self) -> None:
+        self.board_waits = False
+        self.tell("database_found")
+
+    def outlive_parent(self) -> None:
+        """Keeps the lease until the workers have finished and left, then gives back the rest."""
+        logger.error("the supervisor is gone; its workers finish what they run and leave")
+        self.keeper.draining = True
+        patient = keep_patient(self.keeper, logger.error, lambda: None)
+        pids = [int(row["pid"]) for row in self.workers.values()]
+        while any(is_alive(pid) for pid in pids):
+            time.sleep(min(ORPHAN_LOOK, max(0.05, patient())))
+        with contextlib.suppress(DatabaseError):
+            reason = "its supervisor was killed, and the worker with it"
+            self.engine.rescue(self.node.id, None, Death(reason))
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process exists and is no zombie."""
+    try:
+        os.kill(pid, 0)
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read(512).rpartition(b")")[2].split()[0] != b"Z"
+    except ProcessLookupError:
+        return False
+    except (OSError, IndexError):
+        return os.path.exists(f"/proc/{pid}") or not os.path.exists("/proc/self")
+
+
+def run_scheduler(
+    backend: DatabaseBackend,
+    node: NodeInfo,
+    queues: QueueSelection,
+    config: RunConfig,
+    draining: bool,
+    channel: Channel,
+    board: Board,
+) -> int:
+    """The main function of the scheduler; returns its exit code."""
+    use_one_connection()
+    return SchedulerChild(backend, node, queues, config, channel, board, draining).run()

@@ -1,0 +1,95 @@
+"""Looks after the living: hard limits, stuck and stopped workers, memory, recycling, health."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from .child import Child, Life
+from .nursery import Nursery
+from .process import unique_memory
+
+logger = logging.getLogger("dbtasks")
+
+SILENCE = 60.0  # seconds without a sign of life after which a worker that runs no task is stuck
+STOPPED = 10.0  # seconds that a worker may be stopped (SIGSTOP)
+HEALTHY_AGE = 5.0  # seconds that a worker must live to count as healthy
+FAR_BEYOND = 1.5  # times --max-memory at which a worker is killed in the middle of its task
+
+
+class Vigil:
+    """`healthy_at`: when a healthy worker was last seen (monotonic)."""
+
+    def __init__(self, nursery: Nursery, max_memory: int | None) -> None:
+        self.nursery = nursery
+        self.max_memory = max_memory
+        self.healthy_at = time.monotonic()
+
+    def keep_deadlines(self, now: float) -> None:
+        """SIGKILL where the last second after a stack dump is over; hard limits of tasks."""
+        for child in self.nursery:
+            if child.kill_at is not None and now >= child.kill_at:
+                child.kill()
+            if child.deadline is not None and now >= child.deadline:
+                child.deadline = None
+                self.enforce_limit(child, now)
+
+    def enforce_limit(self, child: Child, now: float) -> None:
+        """Ends the worker, unless the task that had this deadline is over."""
+        view = child.board.read() if child.board is not None else None
+        if view is not None and view.executing and view.deadline and now >= view.deadline:
+            seconds = now - view.started
+            logger.error(
+                "%s exceeded its hard time limit; ending %s", view.task_path, child.identity
+            )
+            child.condemn(
+                f"hard time limit: the task ran for {seconds:.1f} s and did not obey its timeout",
+                counted=True,
+            )
+
+    def look(self, now: float, recycle: bool) -> None:
+        """Once a second."""
+        workers = self.nursery.workers
+        for child in workers:
+            if child.life is not Life.KILLED:
+                self.look_for_stuck(child, now)
+                self.look_at_memory(child)
+        if recycle:
+            self.recycle_one()
+        if any(child.ready and child.age >= HEALTHY_AGE for child in workers):
+            self.healthy_at = now
+
+    def look_for_stuck(self, child: Child, now: float) -> None:
+        if child.is_stopped():
+            child.stopped_since = child.stopped_since or now
+            if now - child.stopped_since >= STOPPED:
+                child.condemn("it was stopped (SIGSTOP) for too long", counted=True)
+            return
+        child.stopped_since = None
+        if child.board is None:
+            return
+        view = child.board.read()
+        if not view.executing and now - view.ticked > SILENCE:
+            child.condemn(f"it gave no sign of life for {SILENCE:g} s", counted=False)
+
+    def look_at_memory(self, child: Child) -> None:
+        limit = self.max_memory
+        if limit is None or child.life is not Life.RUNNING:
+            return
+        used = unique_memory(child.pid)
+        if used > limit * FAR_BEYOND:
+            told = f"it used {used >> 20} MiB of memory, far more than --max-memory allows"
+            child.condemn(told, counted=True)
+        elif used > limit:
+            child.wants_recycling = True
+
+    def recycle_one(self) -> None:
+        """One worker at a time and between two tasks, so that the others go on."""
+        workers = self.nursery.workers
+        if any(child.life is Life.DRAINING for child in workers):
+            return
+        for child in workers:
+            if child.wants_recycling and child.life is Life.RUNNING:
+                logger.info("recycling worker %s", child.identity)
+                child.drain()
+                return

@@ -1,0 +1,210 @@
+"""The worker: a child process that runs one task at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import select
+import signal
+import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from dbtasks.consumer import Consumer
+from dbtasks.engines import Claimant, Claimed
+from dbtasks.exceptions import TaskInterrupted, TaskTimeout
+from dbtasks.execution import Execution
+from dbtasks.queues import QueueSelection
+from dbtasks.retention import stop_when
+
+from .board import Board, State
+from .channel import Channel
+from .newborn import EXIT_OK, use_one_connection
+from .signals import WORKER_DRAIN, WORKER_INTERRUPT, SignalInbox, unblock_all
+
+if TYPE_CHECKING:
+    from dbtasks.backend import DatabaseBackend
+
+logger = logging.getLogger("dbtasks")
+
+SELF_LOOK = (20.0, 40.0)  # seconds after which an idle worker looks without having been woken
+RECYCLE_JITTER = 0.1  # so that workers that started together do not end together
+
+
+class WorkerControl:
+    """A worker process's Control (see dbtasks.consumer)."""
+
+    def __init__(self, channel: Channel, board: Board, max_tasks: int | None) -> None:
+        self.channel = channel
+        self.board = board
+        self.draining = False
+        self.woken = False
+        self.interrupted = False
+        self.guarded = False  # whether a task's code runs that we may raise into
+        self.timeout: float | None = None
+        self.directory = os.getcwd()
+        self.tasks_left = max_tasks
+        if max_tasks is not None:
+            self.tasks_left = max_tasks + random.randint(0, int(max_tasks * RECYCLE_JITTER))
+        self.inbox = SignalInbox(())
+        self.install_handlers()
+
+    # Signals
+
+    def install_handlers(self) -> None:
+        signal.signal(WORKER_DRAIN, self._on_drain)
+        signal.signal(WORKER_INTERRUPT, self._on_interrupt)
+        signal.signal(signal.SIGALRM, self._on_alarm)
+
+    def _on_drain(self, signum: int, frame: FrameType | None) -> None:
+        self.draining = True
+
+    def _on_interrupt(self, signum: int, frame: FrameType | None) -> None:
+        self.draining = self.interrupted = True
+        if self.guarded:
+            raise TaskInterrupted("the supervisor shuts down and its grace period is over")
+
+    def _on_alarm(self, signum: int, frame: FrameType | None) -> None:
+        if self.guarded and self.timeout is not None:
+            raise TaskTimeout(f"ran longer than its time limit of {self.timeout:g} s")
+
+    # What the consumer asks
+
+    def stopping(self) -> bool:
+        self.read_channel()
+        return self.draining
+
+    def idle(self) -> None:
+        self.woken = False
+        self.board.tick(State.IDLE)
+
+    def wait(self) -> None:
+        deadline = time.monotonic() + random.uniform(*SELF_LOOK)
+        while not (self.stopping() or self.woken):
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                break
+            self.sleep(remaining)
+        self.board.tick()
+
+    def pause(self, seconds: float) -> None:
+        self.board.tick(State.WAITING)
+        self.sleep(seconds)
+
+    def began(self, claimed: Claimed) -> None:
+        timeout = claimed.policy.timeout
+        deadline = None if timeout is None else time.monotonic() + hard_limit(timeout)
+        self.board.begin(claimed.id, claimed.attempt, claimed.task_path, deadline)
+        if deadline is not None:
+            self.channel.send("began", deadline=deadline)
+
+    def ended(self, execution: Execution) -> None:
+        self.board.end(execution.failed)
+        self.tidy_process()
+        if self.tasks_left is not None:
+            self.tasks_left -= 1
+            if self.tasks_left == 0:
+                self.channel.send("recycle")
+
+    def settled(self) -> None:
+        self.board.settle()
+
+    @contextlib.contextmanager
+    def limit(self, seconds: float | None) -> Iterator[None]:
+        if self.interrupted:
+            raise TaskInterrupted("the supervisor shuts down and its grace period is over")
+        self.timeout = seconds
+        if seconds is not None:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            self.guarded = True
+            yield
+        finally:
+            self.guarded = False
+            if seconds is not None:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def database_lost(self, why: str) -> None:
+        self.board.tick(State.WAITING)
+        self.channel.send("database_lost", why=why)
+
+    def database_found(self) -> None:
+        self.board.tick(State.IDLE)
+        self.channel.send("database_found")
+
+    # Inside
+
+    def read_channel(self) -> None:
+        for message in self.channel.receive():
+            match message["kind"]:
+                case "drain":
+                    self.draining = True
+                case "wake":
+                    self.woken = True
+                case "reopen_logs":
+                    from .logs import reopen_logs
+
+                    reopen_logs()
+        if self.channel.closed:
+            self.draining = True  # the parent is gone: finish the current task and leave
+
+    def sleep(self, seconds: float) -> None:
+        """Until a message or a signal comes, or the time is over."""
+        readers: list[Any] = [self.inbox]
+        if not self.channel.closed:
+            readers.append(self.channel)
+        select.select(readers, [], [], seconds)
+        self.inbox.read()
+
+    def tidy_process(self) -> None:
+        """Takes back what a task did to the process."""
+        if signal.getsignal(WORKER_DRAIN) != self._on_drain or (
+            signal.getsignal(WORKER_INTERRUPT) != self._on_interrupt
+            or signal.getsignal(signal.SIGALRM) != self._on_alarm
+        ):
+            self.install_handlers()
+        unblock_all()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        try:
+            moved = os.getcwd() != self.directory
+        except FileNotFoundError:
+            moved = True
+        if moved:
+            with contextlib.suppress(OSError):
+                os.chdir(self.directory)
+
+
+def hard_limit(timeout: float) -> float:
+    """Seconds after which the parent kills a worker whose task did not obey its `timeout`."""
+    return timeout + max(1.0, 0.1 * timeout)
+
+
+def run_worker(
+    backend: DatabaseBackend,
+    who: Claimant,
+    queues: QueueSelection,
+    register: Any,
+    max_tasks: int | None,
+    channel: Channel,
+    board: Board,
+) -> int:
+    """The main function of a worker; returns its exit code. `register`: begins the node's lease."""
+    control = WorkerControl(channel, board, max_tasks)
+    stop_when(control.stopping)
+    use_one_connection()
+    consumer = Consumer(backend, who, queues, control)
+
+    def connect() -> bool:
+        backend.engine.prepare_connection()
+        # The node's lease must be there before its first claim.
+        register()
+        return True
+
+    if consumer.patiently(connect):
+        channel.send("ready")
+        consumer.run()
+    backend.engine.close()
+    return EXIT_OK
