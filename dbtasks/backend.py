@@ -27,8 +27,8 @@ from .engines.portable import INSERT_BATCH
 from .fields import as_utc, dump_json, explain_not_json
 from .ids import parse_id, uuid7
 from .models import BACKEND_MAX_LENGTH, PATH_MAX_LENGTH, QUEUE_MAX_LENGTH, ScheduledTask
-from .options import Options, Problem, parse_exceptions, parse_options
-from .policy import Policy
+from .options import Options, Problem, import_exceptions, parse_options
+from .policy import Policy, class_path
 from .results import result_of_row, unchecked
 from .tasks import Task
 
@@ -56,9 +56,22 @@ class DatabaseBackend(BaseTaskBackend):
     @property
     def settings(self) -> Options:
         """The checked OPTIONS. Raises ImproperlyConfigured that names every wrong key."""
-        if self.problems:
-            raise ImproperlyConfigured(" ".join(map(str, self.problems)))
+        if problems := self.all_problems():
+            raise ImproperlyConfigured(" ".join(map(str, problems)))
         return self.parsed
+
+    def all_problems(self) -> list[Problem]:
+        """`problems`, and what shows only now that other modules can be imported."""
+        found = self._retry_for
+        return [*self.problems, found] if isinstance(found, Problem) else self.problems
+
+    @functools.cached_property
+    def _retry_for(self) -> tuple[type[BaseException], ...] | Problem:
+        try:
+            return import_exceptions(self.parsed.retry_for)
+        except ValueError as error:
+            where = f"TASKS[{self.alias!r}]['OPTIONS']['retry_for']"
+            return Problem("retry_for", f"{where}: {error}.")
 
     @property
     def engine(self) -> Engine:
@@ -79,7 +92,6 @@ class DatabaseBackend(BaseTaskBackend):
             raise InvalidTask(f"the task's path is longer than {PATH_MAX_LENGTH} characters.")
         try:
             self.policy_of(task)
-            self.retry_for(task)
         except ValueError as error:
             raise InvalidTask(f"{task.module_path}: {error}.") from None
 
@@ -96,16 +108,20 @@ class DatabaseBackend(BaseTaskBackend):
             if (value := getattr(task, name, None)) is not None
         }
         changes = policies.parse_policy(own) if own else {}
+        if (retry_for := getattr(task, "retry_for", None)) is not None:
+            changes["retry_for"] = _class_paths(retry_for)
         if "retain" not in changes and path in self.parsed.retain_by_path:
             changes["retain"] = self.parsed.retain_by_path[path]
         if retain is not None:
             changes["retain"] = retain
         return _replaced(default, tuple(changes.items())) if changes else default
 
-    def retry_for(self, task: DjangoTask) -> tuple[type[BaseException], ...]:
-        """The exceptions after which the task may run again. Raises ValueError."""
-        own = getattr(task, "retry_for", None)
-        return self.parsed.retry_for if own is None else parse_exceptions("retry_for", own)
+    def may_retry(self, error: BaseException, policy: Policy) -> bool:
+        """Whether `error` is one of those after which a task may run again."""
+        if policy.retry_for is not None:
+            return policy.names(error)
+        default = self._retry_for
+        return isinstance(error, BaseException if isinstance(default, Problem) else default)
 
     # Producing
 
@@ -237,6 +253,13 @@ def _replaced(policy: Policy, changes: tuple[tuple[str, Any], ...]) -> Policy:
     import dataclasses
 
     return dataclasses.replace(policy, **dict(changes))
+
+
+def _class_paths(retry_for: Any) -> tuple[str, ...]:
+    try:
+        return tuple(map(class_path, import_exceptions(retry_for)))
+    except ValueError as error:
+        raise ValueError(f"retry_for: {error}") from None
 
 
 @functools.lru_cache(maxsize=1024)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 def check_backend(backend: DatabaseBackend) -> Iterator[checks.CheckMessage]:
     """What is wrong with one backend's configuration; asks no database."""
     where = f"TASKS[{backend.alias!r}]"
-    for problem in backend.problems:
+    for problem in backend.all_problems():
         yield checks.Error(problem.message, hint=problem.hint or None, id=f"dbtasks.{problem.code}")
     if not apps.is_installed("dbtasks"):
         yield checks.Error(

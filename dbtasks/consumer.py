@@ -265,7 +265,7 @@ def summary(error: BaseException | None) -> str:
         return "the database refused its result"
     try:
         told = " ".join(str(error).split())
-    except Exception:
+    except BaseException:  # a __str__ can raise anything
         told = ""
     name = type(error).__name__
     return f"{name}: {told[:200]}" if told else name

@@ -23,7 +23,7 @@ from django.utils.json import normalize_json
 from .engines import Claimed, Outcome
 from .exceptions import Discard, Retry, TaskInterrupted, TaskTimeout
 from .fields import as_utc, dump_json, explain_not_json
-from .policy import Policy, seconds
+from .policy import Policy, class_path, seconds
 from .results import (
     json_list,
     missing_task,
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 MAX_TRACEBACK = 64 * 1024  # characters
 NEWER_CODE_DELAY = 5.0  # seconds between two tries of a task that only newer code knows
 NEWER_CODE_PATIENCE = 300.0  # seconds since its enqueue, after which it fails
+
+_LEAD_IN = ("asgiref.", "asyncio.", "concurrent.futures.")  # between us and a coroutine
 
 Limit = Callable[[float | None], contextlib.AbstractContextManager[None]]
 
@@ -157,7 +159,7 @@ def _outcome(
     if (
         failures < policy.max_attempts
         and not isinstance(error, Discard)
-        and isinstance(error, backend.retry_for(task))
+        and backend.may_retry(error, policy)
     ):
         delay = policy.delay_before(failures)
         return _again(claimed, worker, delay, error=error, failures=failures)
@@ -255,15 +257,15 @@ def described(error: BaseException) -> dict[str, str]:
     if len(told) > MAX_TRACEBACK:
         half = MAX_TRACEBACK // 2
         told = f"{told[:half]}\n… {len(told) - MAX_TRACEBACK} characters left out …\n{told[-half:]}"
-    return {"exception_class_path": f"{kind.__module__}.{kind.__qualname__}", "traceback": told}
+    return {"exception_class_path": class_path(kind), "traceback": told}
 
 
 def _without_our_frames(error: BaseException) -> Any:
-    """The traceback without the frames of this module and of Django's Task.call."""
+    """The traceback without the frames that lead to the task: ours, Django's, an event loop's."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
-        module = trace.tb_frame.f_globals.get("__name__", "")
-        if module not in (__name__, "django.tasks.base", "asgiref.sync"):
+        module = str(trace.tb_frame.f_globals.get("__name__", ""))
+        if module not in (__name__, "django.tasks.base") and not module.startswith(_LEAD_IN):
             break
         trace = trace.tb_next
     return trace

@@ -31,9 +31,22 @@ class ThreadLimit:
         try:
             yield
         finally:
-            with self._lock:
-                _raise_in(self._thread, None)  # what is not delivered yet must never be
-                self._thread = self._deadline = None
+            self.release()
+
+    def release(self) -> None:
+        """Nothing is raised in the thread from now on; it must call this itself.
+
+        What arrives meanwhile is too late for its task and is dropped. Call it once more after the
+        task: an exception may have arrived just before this could catch it.
+        """
+        while True:
+            try:
+                with self._lock:
+                    _raise_in(self._thread, None)  # what is not delivered yet must never be
+                    self._thread = self._deadline = None
+                return
+            except (TaskInterrupted, TaskTimeout):
+                continue
 
     @property
     def deadline(self) -> float | None:

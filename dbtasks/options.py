@@ -59,7 +59,7 @@ class Options:
     catch_up: str = "latest"
     policy: Policy = dataclasses.field(default_factory=Policy)
     retain_by_path: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
-    retry_for: tuple[type[BaseException], ...] = (BaseException,)
+    retry_for: tuple[type[BaseException] | str, ...] = (BaseException,)  # str: not imported yet
     periodic: tuple[BoundPeriodic, ...] = ()
     runner: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -217,19 +217,26 @@ def _retain(value: Any) -> tuple[float | None, dict[str, float | None]]:
     return by_path.pop("*", None), by_path
 
 
-def parse_exceptions(key: str, value: Any) -> tuple[type[BaseException], ...]:
-    """Exception classes, given as classes or dotted paths, one or several."""
+def _exceptions(key: str, value: Any) -> tuple[type[BaseException] | str, ...]:
+    """Paths stay paths: their modules may hold the very tasks for which OPTIONS are read now."""
     items = value if isinstance(value, (list, tuple)) else (value,)
+    import_exceptions([item for item in items if not isinstance(item, str)])
+    return tuple(items)
+
+
+def import_exceptions(value: Any) -> tuple[type[BaseException], ...]:
+    """Exception classes, given as classes or dotted paths, one or several. Raises ValueError."""
     classes = []
-    for item in items:
+    for item in value if isinstance(value, (list, tuple)) else (value,):
+        kind = item
         if isinstance(item, str):
             try:
-                item = import_string(item)
+                kind = import_string(item)
             except Exception as error:  # what a module raises is not for us to choose
                 raise ValueError(f"{item!r} cannot be imported: {error}") from None
-        if not (isinstance(item, type) and issubclass(item, BaseException)):
+        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
             raise ValueError(f"{item!r} is no exception class")
-        classes.append(item)
+        classes.append(kind)
     return tuple(classes)
 
 
@@ -242,6 +249,6 @@ _PARSERS: dict[str, Callable[[str, Any], Any]] = {
     "worker_timeout": _positive_seconds,
     "prefetch": _prefetch,
     "catch_up": _catch_up,
-    "retry_for": parse_exceptions,
+    "retry_for": _exceptions,
 }
 KNOWN_KEYS = {*_PARSERS, *POLICY_KEYS, *RUNNER_KEYS, "retain", "periodic"}

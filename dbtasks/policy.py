@@ -31,6 +31,8 @@ class Policy:
     retain: float | None = None
     retain_failed: float | None = None
     ack: str = "batched"
+    # Class paths of the exceptions that are worth another attempt; None: as OPTIONS says.
+    retry_for: tuple[str, ...] | None = None
 
     def to_text(self) -> str:
         """The canonical JSON of what differs from the defaults, as it is stored with the row."""
@@ -44,6 +46,11 @@ class Policy:
         if isinstance(self.backoff, tuple):
             return self.backoff[min(failures, len(self.backoff)) - 1]
         return float(self.backoff)
+
+    def names(self, error: BaseException) -> bool:
+        """Whether `retry_for` has the class of `error` or one that it inherits from."""
+        names = self.retry_for or ()
+        return any(class_path(kind) in names for kind in type(error).__mro__)
 
     def retention(self, failed: bool) -> float | None:
         """Seconds to keep a finished row, or None to keep it forever."""
@@ -102,6 +109,8 @@ def parse_policy(values: Mapping[str, Any]) -> dict[str, Any]:
                 if value not in ("batched", "immediate"):
                     raise ValueError(f'ack must be "batched" or "immediate", not {value!r}')
                 parsed[key] = value
+            case "retry_for":
+                parsed[key] = tuple(map(str, value))
     return parsed
 
 
@@ -116,6 +125,10 @@ def seconds(key: str, value: Any, minimum: float = 0.0) -> float | None:
     if result < minimum:
         raise ValueError(f"{key} must be at least {minimum:g} seconds, not {value!r}")
     return result
+
+
+def class_path(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _whole(key: str, value: Any, minimum: int, maximum: int) -> int:

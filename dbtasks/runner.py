@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error as DatabaseError
@@ -27,6 +27,7 @@ from django.tasks.base import TaskContext, TaskResult
 from .backend import DatabaseBackend
 from .consumer import Consumer
 from .engines import Claimant, Claimed, Death, NodeInfo
+from .engines.portable import migrate_command
 from .execution import Execution
 from .ids import random_suffix
 from .interruption import ThreadLimit
@@ -38,6 +39,7 @@ from .tasks import Task
 from .timekeeper import Hooks, Timekeeper, keep_patient
 
 logger = logging.getLogger("dbtasks")
+T = TypeVar("T")
 
 SELF_LOOK = (20.0, 40.0)  # seconds after which an idle worker looks without having been woken
 RESULT_LOOK = 0.02  # seconds between two looks at a result that somebody waits for
@@ -74,7 +76,7 @@ def database_backend(alias: str) -> DatabaseBackend:
         backend = task_backends[alias]
     except Exception as error:
         raise ImproperlyConfigured(
-            f"TASKS has no backend {alias!r}: {error}. There are: "
+            f"TASKS has no usable backend {alias!r}: {str(error).rstrip('.')}. There are: "
             f"{', '.join(map(repr, task_backends))}."
         ) from error
     if not isinstance(backend, DatabaseBackend):
@@ -93,6 +95,7 @@ class ThreadControl:
         self.limit = ThreadLimit()
         self.waiting = False
         self.running = False
+        self.resting = False
         self._woken = threading.Event()
 
     def stopping(self) -> bool:
@@ -104,6 +107,7 @@ class ThreadControl:
         self.runner.note_progress()
 
     def wait(self) -> None:
+        self.runner.worker_rests(self)
         if not self.stopping():
             self._woken.wait(random.uniform(*SELF_LOOK))
         self.waiting = False
@@ -120,9 +124,10 @@ class ThreadControl:
 
     def began(self, claimed: Claimed) -> None:
         self.waiting, self.running = False, True
-        self.runner.empty.clear()
+        self.runner.worker_begins(self)
 
     def ended(self, execution: Execution) -> None:
+        self.limit.release()
         self.running = False
 
     def settled(self) -> None:
@@ -142,8 +147,8 @@ class Runner:
     `loop_delay`: seconds between looks for work when nothing woke us. `init_periodic`: whether
     periodic tasks are enqueued here. `burst`: end when nothing is ready.
 
-    `ready`, `finished` and `empty` are events: all workers are up; `run` has returned; nothing
-    was ready at the last look and nothing runs.
+    `ready`, `finished` and `empty` are events: all workers are up; `run` has returned; no worker
+    found anything ready at its last look.
     """
 
     def __init__(
@@ -174,10 +179,9 @@ class Runner:
         self._consumers: list[Consumer] = []
         self._progress = threading.Condition()
         self._lock = threading.Lock()
-        self._degraded = False
+        self._down_since: float | None = None
         self._failure: BaseException | None = None
-        self._waker, self._wakened = socket.socketpair()
-        self._waker.setblocking(False)
+        self._waker: socket.socket | None = None
         self._cleanup_wanted = threading.Event()
         self.node = NodeInfo(
             id=random_suffix() + random_suffix(),
@@ -211,6 +215,11 @@ class Runner:
         return sum(consumer.processed for consumer in self._consumers)
 
     @property
+    def degraded(self) -> bool:
+        """Whether the database is away."""
+        return self._down_since is not None
+
+    @property
     def stopping(self) -> bool:
         return self.stop_event.is_set()
 
@@ -226,6 +235,13 @@ class Runner:
         for control in self._controls:
             control.limit.interrupt()
 
+    def abandon(self) -> None:
+        """Gives the rows of tasks that do not end back, uncounted; the process must end now."""
+        with contextlib.suppress(DatabaseError):
+            shut_down = Death("its runner was shut down", counted=False)
+            self.engine.rescue(self.node.id, None, shut_down)
+            self.engine.end_lease(self.node.id)
+
     def wait_for(self, result: TaskResult, timeout: float | None = None) -> bool:
         """Blocks until `result` is finished and refreshes it; False after `timeout` seconds."""
         return self._wait_until(lambda: self._refreshed(result), timeout)
@@ -239,8 +255,10 @@ class Runner:
     def run(self) -> None:
         """Works until `stop()`, in the calling thread and in `workers` more."""
         patient = keep_patient(self.keeper, self.database_lost, self.database_found)
+        self._waker, wakened = socket.socketpair()
+        self._waker.setblocking(False)
         try:
-            self._serve(patient)
+            self._serve(patient, wakened)
         finally:
             self.stop()
             for thread in self._threads:
@@ -248,6 +266,8 @@ class Runner:
             with contextlib.suppress(DatabaseError):
                 self.engine.end_lease(self.node.id)
             connections.close_all()
+            self._waker.close()
+            wakened.close()
             self.finished.set()
             self.note_progress()
         if self._failure is not None:
@@ -255,7 +275,7 @@ class Runner:
 
     _threads: tuple[threading.Thread, ...] = ()
 
-    def _serve(self, patient: Callable[[], float]) -> None:
+    def _serve(self, patient: Callable[[], float], wakened: socket.socket) -> None:
         # The node must have its lease before a worker of it claims anything.
         while not self.stopping and not self._registered():
             self.stop_event.wait(0.2)
@@ -277,20 +297,41 @@ class Runner:
             self.keeper.draining = self.stopping
             seconds = patient()
             if self._cleanup_wanted.is_set() and not self.stopping:
-                self._cleanup_wanted.clear()
-                prune(self.engine, lambda: self.stopping)
-            if self.burst and self._nothing_to_do():
+                seconds = 0.0
+                self._when_reachable(self._clean_up)
+            if self.burst and self._when_reachable(self._nothing_to_do):
                 self.stop_event.set()
                 self.stop()
-            self._sleep(min(seconds, self._next_deadline(), 0.1 if self.stopping else seconds))
+            if self.stopping:
+                seconds = min(seconds, 0.1)
+            self._sleep(min(seconds, self._next_deadline()), wakened)
             for control in self._controls:
                 control.limit.enforce()
+
+    def _clean_up(self) -> None:
+        prune(self.engine, self._called_away)
+        if not self._called_away():
+            self._cleanup_wanted.clear()
+
+    def _called_away(self) -> bool:
+        """Whether something is due that does not wait for retention, the lease above all."""
+        return self.stopping or self.keeper.sleep_time() <= 0.0
+
+    def _when_reachable(self, action: Callable[[], T]) -> T | None:
+        """What `action` returns; None if the database is away, which the keeper will notice."""
+        try:
+            return action()
+        except DatabaseError as error:
+            if self.engine.unavailable(error) is None:
+                raise
+            self.engine.close()
+            return None
 
     def _registered(self) -> bool:
         try:
             if self.engine.missing_tables():
-                raise_missing = "the tables of dbtasks are missing, run manage.py migrate"
-                self.database_lost(raise_missing)
+                migrate = migrate_command(self.engine.alias)
+                self.database_lost(f"the tables of dbtasks are missing, run {migrate}")
                 return False
             self.engine.renew_lease(self.node)
         except DatabaseError as error:
@@ -331,6 +372,18 @@ class Runner:
                     control.wake()
                     count -= 1
 
+    def worker_rests(self, control: ThreadControl) -> None:
+        """The worker has looked for work in vain."""
+        with self._lock:
+            control.resting = True
+            if all(other.resting for other in self._controls):
+                self.empty.set()
+
+    def worker_begins(self, control: ThreadControl) -> None:
+        with self._lock:
+            control.resting = False
+            self.empty.clear()
+
     def note_progress(self) -> None:
         with self._progress:
             self._progress.notify_all()
@@ -359,28 +412,30 @@ class Runner:
 
     def database_lost(self, why: str) -> None:
         with self._lock:
-            if not self._degraded:
-                self._degraded = True
+            if self._down_since is None:
+                self._down_since = time.monotonic()
                 logger.error("degraded: %s; trying again until it works", why)
 
     def database_found(self) -> None:
         with self._lock:
-            if self._degraded:
-                self._degraded = False
-                logger.info("the database is back")
+            if self._down_since is not None:
+                seconds = time.monotonic() - self._down_since
+                self._down_since = None
+                logger.info("recovered: the database is back after %.1f s", seconds)
 
     def _nudge(self) -> None:
-        with contextlib.suppress(OSError):
-            self._waker.send(b".")
+        if self._waker is not None:
+            with contextlib.suppress(OSError):
+                self._waker.send(b".")
 
-    def _sleep(self, seconds: float) -> None:
-        readers: list[Any] = [self._wakened]
+    def _sleep(self, seconds: float, wakened: socket.socket) -> None:
+        readers: list[Any] = [wakened]
         if (watched := self.keeper.watcher.fileno()) is not None:
             readers.append(watched)
         with contextlib.suppress(OSError, ValueError):
             ready, _, _ = select.select(readers, [], [], max(0.0, seconds))
-            if self._wakened in ready:
-                self._wakened.recv(4096)
+            if wakened in ready:
+                wakened.recv(4096)
 
     def _next_deadline(self) -> float:
         deadlines = [c.limit.deadline for c in self._controls if c.limit.deadline is not None]
@@ -404,8 +459,14 @@ class Runner:
         return bool(result.is_finished)
 
     def _nothing_to_do(self) -> bool:
-        counts = self.engine.counts()
-        idle = not (counts.ready or counts.running)
+        # What was claimed after the first look and is over before the last one, shows in processed.
+        before = self.processed
+        idle = not (
+            self.engine.counts().running
+            or self.engine.ready_count(self.queues, 1)
+            or self.engine.counts().running
+            or self.processed != before
+        )
         if idle:
             self.empty.set()
         return idle

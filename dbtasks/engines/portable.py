@@ -11,6 +11,7 @@ import datetime
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from django.db import Error as DatabaseError
@@ -36,6 +37,7 @@ from .base import (
 
 INSERT_BATCH = 500
 RESCUE_BATCH = 500
+LONGEST = 1000 * 365 * 86400.0  # seconds; no database has the date that timedelta.max leads to
 WORKER_DIED = "dbtasks.exceptions.WorkerDied"
 
 INSERT = """
@@ -106,9 +108,12 @@ SELECT name, preference,
 FROM (SELECT name, {preference} AS preference FROM ready WHERE name IS NOT NULL) served
 WHERE preference IS NOT NULL"""
 )
+# Ordered, although the order does not matter: with a bare LIMIT PostgreSQL reads the table from its
+# beginning and hopes to meet such a row soon, past all of the history.
 READY_COUNT = """
 SELECT COUNT(*) FROM (
-    SELECT 1 FROM dbtasks_scheduledtask WHERE backend = %s AND ready_queue = %s LIMIT %s
+    SELECT precedence FROM dbtasks_scheduledtask WHERE backend = %s AND ready_queue = %s
+    ORDER BY precedence LIMIT %s
 ) ready"""
 
 PROMOTE_SELECT = """
@@ -120,11 +125,12 @@ UPDATE dbtasks_scheduledtask SET ready_queue = queue, due_at = NULL WHERE id IN 
 GLANCE = """
 SELECT {now},
     (SELECT MIN(due_at) FROM dbtasks_scheduledtask WHERE backend = %s AND due_at IS NOT NULL),
-    (SELECT 1 FROM dbtasks_scheduledtask
-     WHERE backend = %s AND ready_queue IS NOT NULL LIMIT 1)"""
+    (SELECT MIN(ready_queue) FROM dbtasks_scheduledtask
+     WHERE backend = %s AND ready_queue IS NOT NULL)"""
 
 EXPIRED_EXIST = """
-SELECT 1 FROM dbtasks_scheduledtask WHERE backend = %s AND delete_after <= {now} LIMIT 1"""
+SELECT delete_after FROM dbtasks_scheduledtask
+WHERE backend = %s AND delete_after <= {now} ORDER BY delete_after LIMIT 1"""
 PRUNE_SELECT = """
 SELECT id FROM dbtasks_scheduledtask
 WHERE backend = %s AND delete_after <= {now} ORDER BY delete_after LIMIT %s{skip_locked}"""
@@ -169,7 +175,8 @@ PERIODIC_BEGIN = """
 {insert_or_ignore} dbtasks_periodictask (backend, name, task_path, spec, since, deployed_at)
 VALUES (%s, %s, %s, %s, {now}, %s){on_conflict}"""
 PERIODIC_FIRED = """
-UPDATE dbtasks_periodictask SET last_due = %s WHERE backend = %s AND name = %s"""
+UPDATE dbtasks_periodictask SET last_due = %s
+WHERE backend = %s AND name = %s AND (last_due IS NULL OR last_due < %s)"""
 FAIL_NEW = """
 UPDATE dbtasks_scheduledtask
 SET status = 'FAILED', ready_queue = NULL, due_at = NULL, finished_at = {now}, errors = %s,
@@ -256,8 +263,13 @@ class PortableEngine:
     # Producing
 
     def insert(self, rows: Sequence[NewTask], notify: bool = True) -> None:
-        for batch in itertools.batched(rows, INSERT_BATCH):
-            self.insert_batch(batch, notify)
+        if len(rows) <= INSERT_BATCH:
+            if rows:
+                self.insert_batch(rows, notify)
+            return
+        with self.transaction():
+            for batch in itertools.batched(rows, INSERT_BATCH):
+                self.insert_batch(batch, notify)
 
     def insert_batch(self, rows: Sequence[NewTask], notify: bool) -> None:
         self.run(INSERT + ", ".join([INSERT_ROW] * len(rows)), self.insert_parameters(rows))
@@ -294,16 +306,20 @@ class PortableEngine:
     def claim_from(self, who: Claimant, queues: QueueSelection, limit: int) -> list[Claimed]:
         """Claims queue after queue in the order of their heads; no queue overtakes another's."""
         if queues.only is not None:
-            return self.claim_queue(who, queues.only, limit, None)
+            return in_claim_order(self.claim_queue(who, queues.only, limit, None), queues)
+        return self.claim_from_heads(who, self.heads(queues), queues, limit)
+
+    def claim_from_heads(
+        self, who: Claimant, heads: Sequence[Head], queues: QueueSelection, limit: int
+    ) -> list[Claimed]:
         claimed: list[Claimed] = []
-        heads = self.heads(queues)
         for head, following in itertools.zip_longest(heads, heads[1:]):
             same_group = following is not None and following.preference == head.preference
             lowest = following.precedence if same_group else None
             claimed += self.claim_queue(who, head.queue, limit - len(claimed), lowest)
             if len(claimed) >= limit:
                 break
-        return claimed
+        return in_claim_order(claimed, queues)
 
     def heads(self, queues: QueueSelection) -> list[Head]:
         preference, parameters = queues.sql("name")
@@ -316,26 +332,26 @@ class PortableEngine:
         )
 
     def finish(self, outcomes: Sequence[Outcome]) -> set[str]:
-        if len(outcomes) == 1:
+        if len(outcomes) <= 1:
             return self.write_outcomes(outcomes)
         with self.transaction():
             return self.write_outcomes(outcomes)
 
     def write_outcomes(self, outcomes: Iterable[Outcome]) -> set[str]:
-        return {outcome.id for outcome in outcomes if self.write_outcome(outcome)}
+        return {outcome.id for outcome in by_id(outcomes) if self.write_outcome(outcome)}
 
     def write_outcome(self, outcome: Outcome) -> bool:
         fence = (outcome.id, outcome.worker, outcome.attempt)
         if outcome.retry_in is not None:
             values: tuple[Any, ...] = (outcome.errors, outcome.worker_ids, outcome.failures)
-            return bool(self.run(RETRY, values + (outcome.retry_in,) * 3 + fence))
+            return bool(self.run(RETRY, values + (bounded(outcome.retry_in),) * 3 + fence))
         values = (
             outcome.status,
             outcome.return_value,
             outcome.errors,
             outcome.worker_ids,
             outcome.failures,
-            outcome.retain,
+            bounded(outcome.retain),
         )
         return bool(self.run(FINISH, values + fence))
 
@@ -375,7 +391,7 @@ class PortableEngine:
             told = append_json(errors, worker_died(death.reason))
             done = append_json(worker_ids, claimed_by)
             if crashes + 1 > policy.max_crashes:
-                retain = policy.retention(failed=True)
+                retain = bounded(policy.retention(failed=True))
                 self.run(RESCUE_FAIL, (told, done, crashes + 1, retain, raw_id))
                 failed.append(id)
             else:
@@ -400,10 +416,10 @@ class PortableEngine:
     def glance(self) -> Glance:
         ((now, due, ready),) = self.rows(GLANCE, (self.backend, self.backend))
         if due is None:
-            return Glance(bool(ready), None)
+            return Glance(ready is not None, None)
         connection = self.connection
         wait = utc_value(due, connection) - utc_value(now, connection)
-        return Glance(bool(ready), wait.total_seconds())
+        return Glance(ready is not None, wait.total_seconds())
 
     def ready_count(self, queues: QueueSelection, limit: int) -> int:
         names = [queues.only] if queues.only else [head.queue for head in self.heads(queues)]
@@ -486,12 +502,12 @@ class PortableEngine:
     ) -> bool:
         due = self.time(due_at)
         inserted = self.run(OCCURRENCE, (self.backend, name, due, row.id, node_name))
-        self.run(PERIODIC_FIRED, (due, self.backend, name))
+        self.run(PERIODIC_FIRED, (due, self.backend, name, due))
         if not inserted:
             return False
         self.insert([row], notify=error is None)
         if error is not None:
-            retain = policy_from_text(row.policy).retention(failed=True)
+            retain = bounded(policy_from_text(row.policy).retention(failed=True))
             self.run(FAIL_NEW, (dump_json([error]), retain, row.id))
         return True
 
@@ -559,6 +575,23 @@ class Untold:
         return False
 
 
+def in_claim_order(claimed: list[Claimed], queues: QueueSelection) -> list[Claimed]:
+    """By preference, priority and age: what UPDATE … RETURNING returns has no order."""
+    if len(claimed) > 1:
+        claimed.sort(key=lambda row: (queues.preference(row.queue) or 0, -row.priority, row.id))
+    return claimed
+
+
+def by_id(outcomes: Iterable[Outcome]) -> list[Outcome]:
+    """As a rescue does it: whoever locks the same rows does so in the same order."""
+    return sorted(outcomes, key=attrgetter("id"))
+
+
+def bounded(seconds: float | None) -> float | None:
+    """A length of time that can be added to the clock."""
+    return None if seconds is None else min(float(seconds), LONGEST)
+
+
 def migrate_command(alias: str) -> str:
     return "manage.py migrate" + ("" if alias == "default" else f" --database {alias}")
 
@@ -598,8 +631,8 @@ def plain_transaction(connection: BaseDatabaseWrapper, begin: str) -> Iterator[N
         cursor.execute(begin)
         try:
             yield
+            cursor.execute("COMMIT")  # one that fails leaves SQLite's transaction open
         except BaseException:
             with contextlib.suppress(DatabaseError):
                 cursor.execute("ROLLBACK")
             raise
-        cursor.execute("COMMIT")

@@ -14,11 +14,11 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from django.db import DatabaseError, InternalError, transaction
+from django.db import InternalError, OperationalError, transaction
 
 from ..queues import QueueSelection
 from .base import NOTIFY_INTERVAL, Claimant, Claimed, NewTask, Outcome, Watcher
-from .portable import INSERT, INSERT_ROW, PortableEngine
+from .portable import INSERT, INSERT_ROW, PortableEngine, bounded, by_id, in_claim_order
 
 # One queue: the index gives the rows in claim order, nothing is sorted.
 CANDIDATES_OF_ONE_QUEUE = """
@@ -138,12 +138,14 @@ class PostgreSQLEngine(PortableEngine):
     def notification_is_due(self, queue: str) -> bool:
         """At most one per queue and NOTIFY_INTERVAL; schedulers look again after as long.
 
-        Inside a transaction always: it may commit long after what was told before, and
-        PostgreSQL folds equal notifications of one transaction itself.
+        Inside a transaction always, and that counts for no other one: it may commit long after,
+        or never. PostgreSQL folds equal notifications of one transaction itself.
         """
+        if self.connection.in_atomic_block:
+            return True
         now = time.monotonic()
         if now - self._notified.get(queue, 0.0) < NOTIFY_INTERVAL:
-            return bool(self.connection.in_atomic_block)
+            return False
         self._notified[queue] = now
         return True
 
@@ -162,9 +164,12 @@ class PostgreSQLEngine(PortableEngine):
     def claim(self, who: Claimant, queues: QueueSelection, limit: int = 1) -> list[Claimed]:
         parameters, more = self.candidates(queues, limit)
         text = CLAIM_FROM_SEVERAL_QUEUES if more else CLAIM_FROM_ONE_QUEUE
-        return self.claimed(self.rows(text, [*parameters, who.node, who.worker], **more))
+        rows = self.rows(text, [*parameters, who.node, who.worker], **more)
+        return self.claimed(rows, queues)
 
     def finish(self, outcomes: Sequence[Outcome]) -> set[str]:
+        if not outcomes:
+            return set()
         return {self.hex(row[0]) for row in self.rows(FINISH, outcome_arrays(outcomes))}
 
     def finish_and_claim(
@@ -178,14 +183,10 @@ class PostgreSQLEngine(PortableEngine):
             text, [*outcome_arrays(outcomes), *parameters, who.node, who.worker], **more
         )
         finished = {self.hex(row[0]) for row in rows if row[1] is None}
-        return finished, self.claimed([row for row in rows if row[1] is not None])
+        return finished, self.claimed([row for row in rows if row[1] is not None], queues)
 
-    def claimed(self, rows: list[tuple[Any, ...]]) -> list[Claimed]:
-        """RETURNING has no order of its own."""
-        claimed = [Claimed(self.hex(row[0]), *row[1:]) for row in rows]
-        if len(claimed) > 1:
-            claimed.sort(key=lambda row: (-row.priority, row.id))
-        return claimed
+    def claimed(self, rows: list[tuple[Any, ...]], queues: QueueSelection) -> list[Claimed]:
+        return in_claim_order([Claimed(self.hex(row[0]), *row[1:]) for row in rows], queues)
 
     # Periodic
 
@@ -242,14 +243,18 @@ class Listener:
             while raw.pgconn.notifies() is not None:
                 self._seen.set()
         except Exception as error:
-            raise DatabaseError(str(error)) from error
+            raise OperationalError(str(error)) from error
         seen = self._seen.is_set()
         self._seen.clear()
         return seen
 
 
 def outcome_arrays(outcomes: Sequence[Outcome]) -> list[list[Any]]:
-    return [list(column) for column in zip(*outcomes, strict=True)]
+    rows = (
+        outcome._replace(retry_in=bounded(outcome.retry_in), retain=bounded(outcome.retain))
+        for outcome in by_id(outcomes)
+    )
+    return [list(column) for column in zip(*rows, strict=True)]
 
 
 def channel_name(backend: str) -> str:

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
+
+from django.db import ProgrammingError
 
 from ..queues import QueueSelection
 from .base import Claimant, Claimed, Outcome, Watcher
@@ -40,7 +43,13 @@ class SQLiteEngine(PortableEngine):
 
     def claim(self, who: Claimant, queues: QueueSelection, limit: int = 1) -> list[Claimed]:
         # Without anything ready this reads only: idle workers leave the write lock alone.
-        return self.claim_from(who, queues, limit)
+        if queues.only is not None:
+            return self.claim_from(who, queues, limit)
+        heads = self.heads(queues)
+        if not heads:
+            return []
+        with self.transaction():  # or an error at one queue would hide what another one gave
+            return self.claim_from_heads(who, heads, queues, limit)
 
     def finish_and_claim(
         self, outcomes: Sequence[Outcome], who: Claimant, queues: QueueSelection, limit: int = 1
@@ -56,9 +65,7 @@ class SQLiteEngine(PortableEngine):
     ) -> list[Claimed]:
         bound = "" if lowest is None else f" AND precedence <= {int(lowest)}"
         rows = self.rows(CLAIM, (who.node, who.worker, self.backend, queue, limit), bound=bound)
-        claimed = [Claimed(*row) for row in rows]
-        claimed.sort(key=lambda row: (-row.priority, row.id))
-        return claimed
+        return [Claimed(*row) for row in rows]
 
     @contextlib.contextmanager
     def locked(self, name: str) -> Iterator[bool]:
@@ -69,6 +76,11 @@ class SQLiteEngine(PortableEngine):
     def watcher(self) -> Watcher:
         return DataVersion(self)
 
+    def unavailable(self, error: BaseException) -> str | None:
+        if isinstance(error, ProgrammingError) and "closed database" in str(error):
+            return f"database {self.alias!r}: {error}"
+        return super().unavailable(error)
+
 
 class DataVersion:
     """PRAGMA data_version changes when another connection commits; asking costs microseconds."""
@@ -78,6 +90,7 @@ class DataVersion:
 
     def __init__(self, engine: SQLiteEngine) -> None:
         self.engine = engine
+        self._connection: Any = None
         self._version: object = None
 
     def fileno(self) -> int | None:
@@ -85,6 +98,8 @@ class DataVersion:
 
     def changed(self) -> bool:
         ((version,),) = self.engine.rows("PRAGMA data_version")
-        changed = version != self._version or self.engine.connection.connection is None
-        self._version = version
+        connection = self.engine.connection.connection
+        # Each connection counts for itself, so the numbers of two say nothing about each other.
+        changed = connection is not self._connection or version != self._version
+        self._connection, self._version = connection, version
         return changed
