@@ -12,13 +12,13 @@ import hashlib
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate
 
 from django.db import OperationalError
 
 from ..queues import QueueSelection
 from .base import Claimant, Claimed, Death, NodeInfo, Outcome, Rescued
-from .portable import PortableEngine, plain_transaction
+from .portable import Head, PortableEngine, plain_transaction
 
 DEADLOCK, LOCK_WAIT_TIMEOUT = 1213, 1205
 DEADLOCK_RETRIES = 8
@@ -36,11 +36,11 @@ UPDATE dbtasks_scheduledtask
 SET status = 'RUNNING', ready_queue = NULL, claim_node = %s, claimed_by = %s,
     attempt = attempt + 1, last_attempted_at = {now}, started_at = COALESCE(started_at, {now})
 WHERE id IN ({ids})"""
+# The recursive query for the queues' heads costs more than all else in a claim (it fills temporary
+# tables), so its answer is good for as long as a higher priority may wait to overtake (seconds).
+HEADS_GOOD_FOR = 0.05
 GET_LOCK = "SELECT GET_LOCK(%s, 0)"
 RELEASE_LOCK = "SELECT RELEASE_LOCK(%s)"
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 def retried[**P, T](
@@ -63,11 +63,18 @@ def retried[**P, T](
     return run
 
 
+NO_HEADS: tuple[QueueSelection | None, list[Head], float] = (None, [], 0.0)
+
+
 class MySQLEngine(PortableEngine):
     NOW = "UTC_TIMESTAMP(6)"
     IN_SECONDS = "UTC_TIMESTAMP(6) + INTERVAL %s SECOND"
     INSERT_OR_IGNORE = "INSERT IGNORE INTO"
     ON_CONFLICT = ""
+
+    def __init__(self, alias: str, backend: str) -> None:
+        super().__init__(alias, backend)
+        self._heads = NO_HEADS  # replaced whole, so threads may share it
 
     def transaction(self) -> contextlib.AbstractContextManager[None]:
         return plain_transaction(self.connection, "START TRANSACTION")
@@ -88,6 +95,22 @@ class MySQLEngine(PortableEngine):
         with self.transaction():
             finished = self.write_outcomes(outcomes)
             return finished, self.claim_from(who, queues, limit)
+
+    def heads(self, queues: QueueSelection) -> list[Head]:
+        now = time.monotonic()
+        selection, heads, asked_at = self._heads
+        if selection != queues or now - asked_at > HEADS_GOOD_FOR:
+            heads = super().heads(queues)
+            self._heads = (queues, heads, now) if heads else NO_HEADS
+        return heads
+
+    def claim_from(self, who: Claimant, queues: QueueSelection, limit: int) -> list[Claimed]:
+        claimed = super().claim_from(who, queues, limit)
+        if len(claimed) < limit and self._heads is not NO_HEADS:
+            # What we remembered has run empty; there may be other queues by now.
+            self._heads = NO_HEADS
+            claimed += super().claim_from(who, queues, limit - len(claimed))
+        return claimed
 
     def claim_queue(
         self, who: Claimant, queue: str, limit: int, lowest: int | None
