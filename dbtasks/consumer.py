@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from django.db import Error as DatabaseError
@@ -30,7 +31,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger("dbtasks")
 T = TypeVar("T")
 
+LARGE = 1024 * 1024  # characters of an outcome that may be more than a database takes at once
 RETRY_FIRST, RETRY_MOST = 0.1, 5.0  # seconds between two tries to reach the database
+# Seconds after a failed statement during which it may still take effect: the server can be slow to
+# notice that nobody waits for its answer.
+LATE_EFFECT = 120.0
 
 
 class Control(Protocol):
@@ -84,6 +89,7 @@ class Consumer:
         self.control = control
         self.processed = 0
         self._unwritten: list[Execution] = []
+        self._strays_until: float | None = None
 
     def run(self) -> None:
         """Until the control says stop; then writes what is done and leaves nothing claimed."""
@@ -102,6 +108,7 @@ class Consumer:
                 self.control.wait()
         while self._unwritten:
             self.patiently(self.finish)
+        self.patiently(self.release_strays)
 
     def run_task(self, claimed: Claimed) -> None:
         """Runs one task; its outcome is written with the next claim."""
@@ -122,23 +129,41 @@ class Consumer:
     # The database
 
     def finish_and_claim(self) -> list[Claimed]:
+        if self._strays_until is not None:
+            self.finish()
+            self.release_strays()
         outcomes = [execution.outcome for execution in self._unwritten]
         try:
             written, claimed = self.engine.finish_and_claim(outcomes, self.who, self.queues)
         except DatabaseError as error:
-            if not outcomes or self.engine.unavailable(error):
+            if not outcomes or self.is_away(error, outcomes):
                 raise
             self.finish_one_by_one(error)
             return []
         self.settle(written)
         return claimed
 
+    def release_strays(self) -> None:
+        """Gives back what is claimed under our name without our knowing.
+
+        A claim can be committed though its answer never came: the row would be RUNNING for as long
+        as we live. Nothing of ours runs or is unwritten now, so whatever we hold is such a row.
+        """
+        if strays := self.engine.release(self.who):
+            logger.warning(
+                "gave back %d tasks whose claim was interrupted", strays, extra=self.identity
+            )
+        if self._strays_until is not None and time.monotonic() > self._strays_until:
+            self._strays_until = None
+
     def finish(self) -> None:
+        if not self._unwritten:
+            return
         outcomes = [execution.outcome for execution in self._unwritten]
         try:
             written = self.engine.finish(outcomes)
         except DatabaseError as error:
-            if self.engine.unavailable(error):
+            if self.is_away(error, outcomes):
                 raise
             self.finish_one_by_one(error)
             return
@@ -152,10 +177,27 @@ class Consumer:
             try:
                 written |= self.engine.finish([execution.outcome])
             except DatabaseError as refusal:
-                if self.engine.unavailable(refusal):
+                if self.is_away(refusal, [execution.outcome]):
                     raise
                 written |= self.engine.finish([not_stored(execution.outcome, refusal)])
         self.settle(written)
+
+    def is_away(self, error: DatabaseError, outcomes: Iterable[Outcome]) -> bool:
+        """Whether the database cannot be used for now, rather than refuses these outcomes.
+
+        MySQL hangs up on what is larger than its max_allowed_packet, as if it had gone away; that
+        it answers the next question tells the two apart.
+        """
+        if self.engine.unavailable(error) is None:
+            return False
+        if max(map(size, outcomes)) < LARGE or "lock" in str(error):
+            return True
+        try:
+            self.engine.close()
+            self.engine.now()
+        except DatabaseError:
+            return True
+        return False
 
     def settle(self, written: set[str]) -> None:
         """Tells the world about outcomes that are in the database now."""
@@ -179,6 +221,10 @@ class Consumer:
         if execution.finished and execution.result is not None and self.backend.parsed.signals:
             update_result(execution.result, finished_at=timezone.now())
             task_finished.send_robust(type(self.backend), task_result=execution.result)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"worker_id": self.who.worker}
 
     def about(self, execution: Execution) -> dict[str, Any]:
         """The extra fields of each record about a task."""
@@ -207,6 +253,7 @@ class Consumer:
                 if why is None:
                     raise
                 self.engine.close()
+                self._strays_until = time.monotonic() + LATE_EFFECT
                 if not lost:
                     self.control.database_lost(why)
                 lost = True
@@ -218,6 +265,10 @@ class Consumer:
                 if lost:
                     self.control.database_found()
                 return result
+
+
+def size(outcome: Outcome) -> int:
+    return len(outcome.return_value or "") + len(outcome.errors)
 
 
 def not_stored(outcome: Outcome, refusal: DatabaseError) -> Outcome:

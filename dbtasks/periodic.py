@@ -110,10 +110,11 @@ class BoundPeriodic:
     def _between(
         self, since: datetime.datetime, now: datetime.datetime
     ) -> Iterator[datetime.datetime]:
-        due = self.next_after(since)
-        while due <= now:
-            yield due
-            due = self.next_after(due)
+        try:
+            while (since := self.next_after(since)) <= now:
+                yield since
+        except ScheduleError:
+            return  # a calendar of the project's own can have an end
 
     def _latest(self, since: datetime.datetime, now: datetime.datetime) -> datetime.datetime | None:
         """The last due time in (since, now], looked for backwards: weeks of downtime are cheap."""

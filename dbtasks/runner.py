@@ -200,6 +200,7 @@ class Runner:
             capacity=workers,
             delay=loop_delay,
             periodic=self._entries,
+            retention=init_periodic,
         )
 
     # What users ask

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from django.tasks import DEFAULT_TASK_QUEUE_NAME
 from django.tasks.base import Task as DjangoTask
 
 from .engines import Death, NewTask, NodeInfo, PeriodicState
@@ -22,7 +23,8 @@ from .execution import described
 from .options import CLEANUP_PATH
 from .periodic import BoundPeriodic
 from .queues import QueueSelection
-from .results import resolve_task, unchecked
+from .results import missing_task, resolve_task, unchecked
+from .schedule import ScheduleError
 
 if TYPE_CHECKING:
     from .backend import DatabaseBackend
@@ -62,6 +64,7 @@ class Timekeeper:
         capacity: int,
         delay: float | None = None,
         periodic: Iterable[BoundPeriodic] = (),
+        retention: bool = True,
     ) -> None:
         self.backend = backend
         self.engine = backend.engine
@@ -73,7 +76,9 @@ class Timekeeper:
         told = self.watcher.tells and backend.parsed.notify
         self.delay = delay or (DELAY_WITH_NOTIFICATIONS if told else DELAY_WITHOUT)
         self.periodic = {entry.name: entry for entry in periodic}
+        self.retention = retention
         self.draining = False
+        self._strays: set[str] = set()
         self._deployed_at: datetime.datetime | None = None
         self._next: dict[str, datetime.datetime] = {}
         self._differing: set[str] = set()
@@ -113,15 +118,32 @@ class Timekeeper:
         """Renews the lease, reports the workers, and looks after what others left behind."""
         self.engine.renew_lease(self.node, "draining" if self.draining else "running")
         self._renew_at = time.monotonic() + self.backend.parsed.heartbeat
-        self.engine.save_workers(self.node.id, self.hooks.workers())
+        workers = self.hooks.workers()
+        self.engine.save_workers(self.node.id, workers)
         self.rescue_dead_nodes()
+        self.release_strays({str(worker["id"]) for worker in workers})
         if self.cleans_up and not self.draining and self.engine.expired_exist():
             self.hooks.cleanup()
 
     @property
     def cleans_up(self) -> bool:
         """Whether retention runs here all the time; not if the project has its own hour for it."""
-        return bool(self.periodic) and not self.backend.parsed.own_cleanup_schedule
+        return self.retention and not self.backend.parsed.own_cleanup_schedule
+
+    def release_strays(self, living: set[str]) -> None:
+        """Gives back what a worker of ours claimed whose death was dealt with before.
+
+        The server may commit a claim after the worker that asked for it was killed and rescued.
+        Such a row never ran. Seen twice, since a worker may be younger than what we know.
+        """
+        strays = self.engine.claimants(self.node.id) - living if living else set()
+        for worker in strays & self._strays:
+            death = Death("its claim came after its death", running=frozenset())
+            if rescued := self.engine.rescue(self.node.id, worker, death):
+                logger.warning(
+                    "gave back %d tasks of dead worker %s", len(rescued.released), worker
+                )
+        self._strays = strays
 
     def rescue_dead_nodes(self) -> None:
         for node_id, name in self.engine.dead_nodes():
@@ -174,9 +196,8 @@ class Timekeeper:
         wanted = [entry for entry in self.periodic.values() if self.may_be_due(entry, now)]
         changed = [entry for entry in wanted if self.is_new(entry, states.get(entry.name))]
         prepared = {
-            entry.name: self.prepare(entry)
-            for entry in wanted
-            if self.due_times(entry, states.get(entry.name), now)
+            (entry.name, due): self.prepare(entry)
+            for entry, due in self.all_due(wanted, states, now)
         }
         enqueued = 0
         if changed or prepared:
@@ -184,17 +205,17 @@ class Timekeeper:
                 if not got:
                     self._periodic_at = time.monotonic() + LOCK_RETRY
                     return
-                states, now = self.read_states()
+                states, _ = self.read_states()
                 for entry in changed:
                     self.begin(entry, states.get(entry.name))
-                for name, (make_row, error) in prepared.items():
-                    entry = self.periodic[name]
-                    for due in self.due_times(entry, states.get(name), now):
-                        enqueued += self.enqueue_occurrence(entry, due, make_row(), error)
+                for entry, due in self.all_due(wanted, states, now):
+                    if (entry.name, due) in prepared:
+                        row, error = prepared[entry.name, due]
+                        enqueued += self.enqueue_occurrence(entry, due, row, error)
         if enqueued:
             self.hooks.work(enqueued)
         for entry in wanted:
-            self._next[entry.name] = entry.next_after(now)
+            self._next[entry.name] = next_look(entry, now)
         wait = (min(self._next.values()) - now).total_seconds()
         self._periodic_at = time.monotonic() + max(0.0, min(wait, LONGEST_SLEEP))
 
@@ -229,6 +250,18 @@ class Timekeeper:
         if self.is_new(entry, state):
             self.engine.begin_periodic(entry.name, entry.task_path, entry.spec, self.deployed_at)
 
+    def all_due(
+        self,
+        entries: Iterable[BoundPeriodic],
+        states: Mapping[str, PeriodicState],
+        now: datetime.datetime,
+    ) -> list[tuple[BoundPeriodic, datetime.datetime]]:
+        return [
+            (entry, due)
+            for entry in entries
+            for due in self.due_times(entry, states.get(entry.name), now)
+        ]
+
     def due_times(
         self, entry: BoundPeriodic, state: PeriodicState | None, now: datetime.datetime
     ) -> list[datetime.datetime]:
@@ -261,30 +294,38 @@ class Timekeeper:
             self._deployed_at = self.engine.node_started(self.node.id) or self.engine.now()
         return self._deployed_at
 
-    def prepare(self, entry: BoundPeriodic) -> tuple[Callable[[], NewTask], dict[str, str] | None]:
-        """How to make the entry's rows. Arguments that cannot be had fail the run visibly."""
-        task = periodic_task(self.backend, entry)
+    def prepare(self, entry: BoundPeriodic) -> tuple[NewTask, dict[str, str] | None]:
+        """A row of the entry. A task or arguments that cannot be had fail this run visibly."""
+        task: DjangoTask | None = None
         try:
-            args, kwargs = entry.arguments()
-            make_row = self.row_maker(entry, task, args, kwargs)
-            make_row()
-        except Exception as error:
-            logger.error(
-                "periodic task %s: its arguments cannot be had", entry.name, exc_info=error
-            )
-            return self.row_maker(entry, task, [], {}), described(error)
-        return make_row, None
+            task = periodic_task(self.backend, entry)
+            return self.new_row(entry, task, *entry.arguments()), None
+        except (Exception, SystemExit) as error:
+            logger.error("periodic task %s cannot run", entry.name, exc_info=error)
+            task = task or stand_in(self.backend, entry)
+            return self.new_row(entry, task, [], {}), described(error)
 
-    def row_maker(
+    def new_row(
         self, entry: BoundPeriodic, task: DjangoTask, args: list[Any], kwargs: Mapping[str, Any]
-    ) -> Callable[[], NewTask]:
-        def make_row() -> NewTask:
-            now = datetime.datetime.now(datetime.UTC)
-            return self.backend.new_row(
-                task, args, kwargs, now, periodic=entry.name, retain=entry.retain
-            )
+    ) -> NewTask:
+        now = datetime.datetime.now(datetime.UTC)
+        return self.backend.new_row(
+            task, args, kwargs, now, periodic=entry.name, retain=entry.retain
+        )
 
-        return make_row
+
+def next_look(entry: BoundPeriodic, now: datetime.datetime) -> datetime.datetime:
+    """When the entry is due next; a schedule that has come to its end is seldom looked at."""
+    try:
+        return entry.next_after(now)
+    except ScheduleError:
+        return now + datetime.timedelta(days=1)
+
+
+def stand_in(backend: DatabaseBackend, entry: BoundPeriodic) -> DjangoTask:
+    """What a FAILED row names as its task where there is none that could be imported."""
+    queue = entry.definition.queue or DEFAULT_TASK_QUEUE_NAME
+    return missing_task(entry.task_path, entry.definition.priority or 0, queue, None, backend.alias)
 
 
 def periodic_task(backend: DatabaseBackend, entry: BoundPeriodic) -> DjangoTask:

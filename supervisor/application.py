@@ -7,13 +7,15 @@ import os
 import socket
 import sys
 import threading
-import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TextIO
 
 from django.apps import apps
 from django.core import checks
+from django.core.checks.registry import registry
 from django.core.exceptions import ImproperlyConfigured
+from django.db import Error as DatabaseError
 from django.utils.module_loading import autodiscover_modules
 
 from dbtasks.backend import DatabaseBackend
@@ -21,11 +23,7 @@ from dbtasks.checks import check_backend, missing_tables
 from dbtasks.queues import QueueSelection, select_queues
 from dbtasks.runner import database_backend
 
-from .config import ConfigError, RunConfig, backend_alias, resolve
-
-
-class BootError(Exception):
-    """The application cannot be loaded; the message says why."""
+from .config import BootError, ConfigError, RunConfig, backend_alias, resolve
 
 
 @dataclass(frozen=True)
@@ -56,17 +54,24 @@ def load(namespace: argparse.Namespace) -> Application:
     alias = backend_alias(namespace, os.environ)
     backend = database_backend(alias)
     config = resolve(namespace, os.environ, backend.parsed.runner)
-    queues = select_queues(config.queues, config.exclude_queues)
-    if unusable := queues.unusable(backend.queues):
-        raise ConfigError(
-            f"{config.sources['queues']}: no task can use {', '.join(map(repr, unusable))}, since "
-            f"TASKS[{alias!r}]['QUEUES'] has only {', '.join(map(repr, sorted(backend.queues)))}"
-        )
+    refuse_unusable_queues(backend, config)
     preload()
     errors = [message for message in check_backend(backend) if message.is_serious()]
     if errors:
         raise ImproperlyConfigured("\n".join(map(format_check, errors)))
+    queues = select_queues(config.queues, config.exclude_queues)
     return Application(backend, config, queues, (sys.executable, *sys.orig_argv[1:]))
+
+
+def refuse_unusable_queues(backend: DatabaseBackend, config: RunConfig) -> None:
+    """Raises ConfigError for a pattern that matches none of the backend's QUEUES."""
+    for name, patterns in (("queues", config.queues), ("exclude_queues", config.exclude_queues)):
+        if patterns and (unusable := select_queues(patterns).unusable(backend.queues)):
+            raise ConfigError(
+                f"{config.sources[name]}: no task can use {', '.join(map(repr, unusable))}, since "
+                f"TASKS[{backend.alias!r}]['QUEUES'] has only "
+                f"{', '.join(map(repr, sorted(backend.queues)))}"
+            )
 
 
 def preload() -> None:
@@ -74,8 +79,8 @@ def preload() -> None:
     try:
         autodiscover_modules("tasks")
     except Exception as error:
-        traceback.print_exc()
-        raise BootError(f"a tasks module cannot be imported: {error}") from error
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        raise BootError(f"a tasks module cannot be imported: {told}") from error
 
 
 def refuse_threads() -> None:
@@ -98,7 +103,7 @@ def format_check(message: checks.CheckMessage) -> str:
 def print_check(application: Application, out: TextIO) -> bool:
     """What `--check` prints: all system checks, then what would run. Whether it may start."""
     backend, config = application.backend, application.config
-    messages = [*checks.run_checks(), *missing_tables(backend)]
+    messages = list(project_checks(backend))
     for message in messages:
         print(f"{checks_level(message)} {format_check(message)}", file=out)
     options = backend.parsed
@@ -113,6 +118,19 @@ def print_check(application: Application, out: TextIO) -> bool:
     for entry in entries:
         print(f"           {entry.name}: {entry.spec}", file=out)
     return not any(message.is_serious() for message in messages)
+
+
+def project_checks(backend: DatabaseBackend) -> Iterator[checks.CheckMessage]:
+    """What Django's checks and ours find, the database's too if it can be reached."""
+    try:
+        found = checks.run_checks()
+    except DatabaseError:
+        # Django asks some databases for their version to check models; W007 says that ours is away.
+        others = registry.tags_available() - {checks.Tags.models}
+        found = checks.run_checks(tags=sorted(others))
+    for message in (*found, *missing_tables(backend)):
+        if not message.is_silenced():
+            yield message
 
 
 def checks_level(message: checks.CheckMessage) -> str:

@@ -15,7 +15,7 @@ from .channel import Channel
 from .process import unique_memory
 from .signals import WORKER_DRAIN, WORKER_DUMP, WORKER_INTERRUPT, name_of
 
-WAKE_AGAIN = 0.05  # seconds after which a worker that was woken may be woken again
+WAKE_AGAIN = 0.05  # seconds that a worker has for answering a wake-up before the next one
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.5, 60.0  # seconds
 HEALTHY_AFTER = 60.0  # seconds of life after which earlier crashes are forgotten
 
@@ -55,6 +55,7 @@ class Child:
     database_down: str = ""
     woken_at: float = 0.0
     kill_at: float | None = None  # the last second after a stack dump
+    condemned_at_tick: float = 0.0  # its last sign of life then
     # Why we ended it, for the errors of its task; and whether the task is to blame.
     verdict: str = ""
     counted: bool = True
@@ -66,17 +67,21 @@ class Child:
     def ready(self) -> bool:
         return self.life is not Life.STARTING
 
-    @property
-    def idle(self) -> bool:
-        return self.board is not None and self.board.read().state is State.IDLE
+    def has_crashed(self, status: int) -> bool:
+        """Whether it ended otherwise than by leaving; os._exit(0) in a task only looks like it."""
+        return status != 0 or (self.board is not None and self.board.read().running)
 
     @property
     def age(self) -> float:
         return time.monotonic() - self.born
 
     def wake(self, now: float) -> bool:
-        """Wakes it if it is idle and nobody has just done so."""
-        if self.life is not Life.RUNNING or now - self.woken_at < WAKE_AGAIN or not self.idle:
+        """Wakes it if it is idle and does not know yet that it is wanted."""
+        if self.life is not Life.RUNNING or self.board is None:
+            return False
+        view = self.board.read()
+        knows = view.ticked < self.woken_at and now - self.woken_at < WAKE_AGAIN
+        if view.state is not State.IDLE or knows:
             return False
         self.woken_at = now
         return self.channel.send("wake")
@@ -97,11 +102,27 @@ class Child:
             self.signal(WORKER_INTERRUPT)
 
     def condemn(self, verdict: str, counted: bool, after: float = 1.0) -> None:
-        """A stack dump now and SIGKILL `after` seconds."""
+        """A stack dump now and SIGKILL `after` seconds, unless it moves on meanwhile."""
         if self.kill_at is None and self.life is not Life.KILLED:
             self.verdict, self.counted = verdict, counted
             self.kill_at = time.monotonic() + after
+            self.condemned_at_tick = self.last_tick
             self.signal(WORKER_DUMP)
+
+    def carry_out(self) -> None:
+        """The last second is over. Who has moved on runs something else, which is not to blame."""
+        if self.last_tick > self.condemned_at_tick:
+            self.verdict, self.counted, self.kill_at = "", True, None
+        else:
+            self.kill()
+
+    @property
+    def has_worked(self) -> bool:
+        return self.board is not None and self.board.read().done > 0
+
+    @property
+    def last_tick(self) -> float:
+        return self.board.read().ticked if self.board is not None else 0.0
 
     def kill(self, verdict: str = "", counted: bool = True) -> None:
         """SIGKILL to its whole process group: what its task has started goes with it."""
@@ -166,11 +187,20 @@ class Slot:
     restarts: int = 0
     restart_at: float = 0.0
 
+    @property
+    def is_unwell(self) -> bool:
+        """Empty, or its child is younger than the memory of the crashes before it."""
+        return self.child is None or (self.crashes > 0 and self.child.age < HEALTHY_AFTER)
+
     def note_end(self, child: Child, crashed: bool, jitter: float) -> None:
-        """Plans the next child: at once after a first crash or none, then with backoff."""
+        """Plans the next child: at once after a first crash or none, then with backoff.
+
+        One that has brought a task to its end was well: what ended it was the next task. So a few
+        poisonous tasks cannot take the workers from all others.
+        """
         now = time.monotonic()
         self.child = None
-        if child.age >= HEALTHY_AFTER:
+        if child.age >= HEALTHY_AFTER or child.has_worked:
             self.crashes = 0
         if not crashed:
             self.restart_at = now

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
-from .config import ConfigError, add_arguments, resolve
+from .config import BootError, ConfigError, add_arguments, resolve
 from .status import healthcheck
+
+if TYPE_CHECKING:
+    from .application import Application
+    from .signals import SignalInbox
 
 EXIT_OK = 0
 EXIT_INTERNAL = 1
@@ -68,53 +73,85 @@ def early(namespace: argparse.Namespace) -> int | None:
 
 def run(namespace: argparse.Namespace, *, setup: bool) -> int:
     """Loads the application and runs it until it is told to stop. Returns the exit code."""
-    inbox = make_inbox(namespace)
+    inbox = make_inbox()
     if inbox is not None:
         inbox.booting = True
     from django.core.exceptions import ImproperlyConfigured
 
     try:
         if setup:
-            import django
+            set_up_django()
+        application = load(namespace, can_fork=inbox is not None)
+    except (ConfigError, ImproperlyConfigured) as error:
+        return fail(EXIT_USAGE, str(error))
+    except BootError as error:
+        if error.__cause__ is not None:
+            say("".join(traceback.format_exception(error.__cause__)))
+        return fail(EXIT_BOOT, f"the application failed to boot: {error}")
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        if isinstance(error, SystemExit) and error.code in (0, None):
+            raise  # a signal said so
+        say(traceback.format_exc())
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        return fail(EXIT_BOOT, f"the application failed to boot: {told}")
+    if application.config.check:
+        from .application import print_check
 
-            django.setup()
-        from . import application as loading
+        return EXIT_OK if print_check(application, sys.stdout) else EXIT_USAGE
+    return start(application, inbox, int(namespace.verbosity))
 
-        application = loading.load(namespace)
-        config = application.config
-        if config.check:
-            return EXIT_OK if loading.print_check(application, sys.stdout) else EXIT_USAGE
-        from .logs import configure_logging
 
-        configure_logging(
-            config.log_format, int(namespace.verbosity), config.is_explicit("log_format")
-        )
+def set_up_django() -> None:
+    """Raises BootError if the settings module does not exist, and whatever the project raises."""
+    import django
+
+    name = os.environ["DJANGO_SETTINGS_MODULE"]
+    try:
+        django.setup()
+    except ModuleNotFoundError as error:
+        if error.name and f"{name}.".startswith(f"{error.name}."):
+            raise BootError(
+                f"there is no settings module {name!r} ({error}); give --settings a dotted path "
+                "like myproject.settings, and --pythonpath the directory that it begins in"
+            ) from None
+        raise
+
+
+def load(namespace: argparse.Namespace, *, can_fork: bool) -> Application:
+    """The application. Raises ConfigError, ImproperlyConfigured, and BootError."""
+    from . import application as loading
+
+    application = loading.load(namespace)
+    if application.config.mode == "process":
+        if not can_fork:
+            raise ConfigError(
+                f"{application.config.sources['mode']}: worker processes need a system that can "
+                "fork, and the main thread; use --mode thread"
+            )
+        loading.refuse_threads()
+    return application
+
+
+def start(application: Application, inbox: SignalInbox | None, verbosity: int) -> int:
+    """Runs the application in its mode, under its pid file. Returns the exit code."""
+    from .logs import configure_logging
+    from .pidfile import AlreadyRunning, Pidfile
+
+    config = application.config
+    configure_logging(config.log_format, verbosity, config.is_explicit("log_format"))
+    pidfile = Pidfile(config.pidfile) if config.pidfile is not None else None
+    try:
+        if pidfile is not None:
+            pidfile.acquire()
         if config.mode == "thread":
             from .threaded import run_threaded
 
-            return run_threaded(application, inbox)
-        loading.refuse_threads()
-    except (ConfigError, ImproperlyConfigured) as error:
-        return fail(EXIT_USAGE, str(error))
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:
-        if type(error).__name__ != "BootError":
-            traceback.print_exc()
-        return fail(EXIT_BOOT, f"the application failed to boot: {error}")
-    assert inbox is not None
-    return supervise(application, inbox)
+            return run_threaded(application, inbox, pidfile)
+        from .parent import Supervisor
 
-
-def supervise(application: Any, inbox: Any) -> int:
-    from .parent import Supervisor
-    from .pidfile import AlreadyRunning, Pidfile
-
-    pidfile = None
-    try:
-        if application.config.pidfile is not None:
-            pidfile = Pidfile(application.config.pidfile)
-            pidfile.acquire()
+        assert inbox is not None
         return Supervisor(application, inbox, pidfile).run()
     except AlreadyRunning as error:
         return fail(EXIT_ALREADY_RUNNING, str(error))
@@ -125,7 +162,7 @@ def supervise(application: Any, inbox: Any) -> int:
             pidfile.release()
 
 
-def make_inbox(namespace: argparse.Namespace) -> Any:
+def make_inbox() -> SignalInbox | None:
     """Signals are heard from the first moment on: as PID 1 nobody else would hear them."""
     import threading
 
@@ -138,8 +175,14 @@ def make_inbox(namespace: argparse.Namespace) -> Any:
 
 def fail(code: int, message: str) -> int:
     """Says on stderr what is wrong; `code` is the exit code."""
-    print(f"dbtasks: {message}", file=sys.stderr)
+    say(f"dbtasks: {message}\n")
     return code
+
+
+def say(text: str) -> None:
+    """On stderr, past its buffer: what nobody reads there must not change the exit code."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.write(sys.stderr.fileno(), text.encode("utf-8", "backslashreplace"))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,10 @@ class ConfigError(Exception):
     """A setting that cannot be used; the message names where it came from and what is allowed."""
 
 
+class BootError(Exception):
+    """The application cannot be loaded; the message says why."""
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """How to run; times in seconds, memory in bytes, None where a thing is off or undecided."""

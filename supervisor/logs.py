@@ -52,9 +52,10 @@ def configure_logging(log_format: LogFormat, verbosity: int, explicit: bool) -> 
     for console in filter(_is_console, logging.root.handlers):
         console.addFilter(_not_ours)  # once only: addFilter() knows what it has
     handler = StderrHandler()
-    handler.setFormatter(
-        JSONFormatter() if log_format == "json" else TextFormatter(_wants_colour(sys.stderr))
-    )
+    as_json = JSONFormatter() if log_format == "json" else None
+    handler.setFormatter(as_json or TextFormatter(_wants_colour(sys.stderr)))
+    if logging.lastResort is not None:  # warnings of others that nobody else handles
+        logging.lastResort.setFormatter(as_json)
     logger.addHandler(handler)
     logger.setLevel({0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG))
     return True

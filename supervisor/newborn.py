@@ -16,7 +16,7 @@ from .board import Board
 from .channel import Channel
 from .logs import set_process_name
 from .process import dump_stack_handler, set_parent_death_signal, set_title
-from .signals import block_all, unblock_all
+from .signals import WORKER_DRAIN, WORKER_INTERRUPT, block_all, unblock_all
 
 logger = logging.getLogger("dbtasks")
 
@@ -91,9 +91,10 @@ def settle_in(parent: int, title: str, name: str, parent_death: int) -> None:
         if signum not in (signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE):
             with contextlib.suppress(OSError, ValueError):
                 signal.signal(signum, signal.SIG_DFL)
-    # A terminal's Ctrl-C and hang-up are for the parent, which drains us.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # A terminal's Ctrl-C and hang-up are for the parent, which drains us. What a worker listens to
+    # must not end it before it can: the parent says the same by message.
+    for signum in (signal.SIGINT, signal.SIGHUP, WORKER_DRAIN, WORKER_INTERRUPT):
+        signal.signal(signum, signal.SIG_IGN)
     drop_connections(close=False)
     random.seed()
     set_title(title)

@@ -6,6 +6,7 @@ or the database does can keep it from answering a signal. Deadlines are on the m
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import logging
 import os
@@ -149,12 +150,13 @@ class Supervisor:
         """Seconds until the next deadline, at most one look away."""
         now = time.monotonic()
         times = [self.looked_at + LOOK]
-        times += [slot.restart_at for slot in self.slots if slot.wanted and slot.child is None]
+        times += [slot.restart_at for slot in self.slots if self.may_fill(slot)]
         for child in self.nursery:
             times += [at for at in (child.kill_at, child.deadline) if at is not None]
-        if self.phase >= Phase.DRAINING:
+        # What cannot be acted upon yet is no deadline: it would keep the loop spinning.
+        if self.phase in (Phase.DRAINING, Phase.INTERRUPTING, Phase.LEAVING):
             times.append(self.phase_ends)
-        if self.jobs:
+        if self.jobs and not self.is_rescuing:
             times.append(self.janitor_at)
         return max(0.0, min(min(times) - now, LOOK))
 
@@ -190,7 +192,8 @@ class Supervisor:
             case _ if signum == DUMP_STACKS:
                 faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
                 for child in self.nursery:
-                    child.signal(signal.SIGUSR2)
+                    if child.kind is not Kind.CHECKER:  # a fresh process: the signal would end it
+                        child.signal(signal.SIGUSR2)
 
     def add_worker(self) -> None:
         if self.phase <= Phase.RUNNING:
@@ -286,7 +289,7 @@ class Supervisor:
     # Ends
 
     def on_end(self, child: Child, status: int) -> None:
-        crashed = status != 0
+        crashed = child.has_crashed(status)
         match child.kind:
             case Kind.WORKER:
                 self.bury_worker(child, status)
@@ -307,22 +310,25 @@ class Supervisor:
         self.note_recovery()
 
     def bury_worker(self, child: Child, status: int) -> None:
-        if status == 0:
+        """Has its rows rescued. One from before a reload has no board: then the rows tell."""
+        view = child.board.read() if child.board is not None else None
+        crashed = child.has_crashed(status)
+        if view is not None and not crashed:
             return
         reason = child.verdict or describe_end(status)
-        view = child.board.read() if child.board is not None else None
         running = None
         if view is not None:
             running = frozenset({view.task_id} if view.running else ())
-        logger.log(
-            logging.ERROR if child.counted else logging.WARNING,
-            "worker %s (pid %d) died: %s%s",
-            child.identity,
-            child.pid,
-            reason,
-            f", while it ran {view.task_path}" if view is not None and view.running else "",
-            extra={"worker_id": child.identity},
-        )
+        if crashed:
+            logger.log(
+                logging.ERROR if child.counted else logging.WARNING,
+                "worker %s (pid %d) died: %s%s",
+                child.identity,
+                child.pid,
+                reason,
+                f", while it ran {view.task_path}" if view is not None and view.running else "",
+                extra={"worker_id": child.identity},
+            )
         death = Death(reason=reason, running=running, counted=child.counted)
         self.jobs.append(Rescue(child.node, child.identity, death))
 
@@ -366,13 +372,14 @@ class Supervisor:
 
     # Filling slots and doing jobs
 
+    def may_fill(self, slot: Slot) -> bool:
+        """No worker starts during a drain; the scheduler is wanted until the end."""
+        last = Phase.RUNNING if slot.kind is Kind.WORKER else Phase.KILLING
+        return slot.wanted and slot.child is None and self.phase <= last
+
     def fill_slots(self, now: float) -> None:
         for slot in self.slots:
-            if slot.child is not None or not slot.wanted or now < slot.restart_at:
-                continue
-            if slot.kind is Kind.WORKER and self.phase > Phase.RUNNING:
-                continue
-            if slot.kind is Kind.SCHEDULER and self.phase >= Phase.LEAVING:
+            if not self.may_fill(slot) or now < slot.restart_at:
                 continue
             try:
                 if slot.kind is Kind.SCHEDULER:
@@ -388,23 +395,32 @@ class Supervisor:
 
     def start_janitors(self, now: float) -> None:
         """One janitor for rescues and one for retention: the first never waits for the second."""
-        janitors = self.nursery.of_kind(Kind.JANITOR)
-        cleaning = any(isinstance(job, Cleanup) for child in janitors for job in child.jobs)
-        rescuing = len(janitors) > cleaning
         try:
-            if self.jobs and not rescuing and now >= self.janitor_at:
+            if self.jobs and not self.is_rescuing and now >= self.janitor_at:
                 jobs, self.jobs = self.jobs, []
                 try:
                     self.nursery.fork_janitor(jobs)
                 except OSError:
                     self.jobs = jobs
                     raise
-            if self.cleanup_wanted and not cleaning and self.phase is Phase.RUNNING:
+            if self.cleanup_wanted and not self.is_cleaning and self.phase is Phase.RUNNING:
                 self.nursery.fork_janitor([Cleanup()])
                 self.cleanup_wanted = False
         except OSError as error:
             self.janitor_at = now + 1.0
             logger.error("cannot fork a janitor (%s); trying again", error)
+
+    @property
+    def is_cleaning(self) -> bool:
+        return any(
+            isinstance(job, Cleanup)
+            for child in self.nursery.of_kind(Kind.JANITOR)
+            for job in child.jobs
+        )
+
+    @property
+    def is_rescuing(self) -> bool:
+        return len(self.nursery.of_kind(Kind.JANITOR)) > self.is_cleaning
 
     # Reloading
 
@@ -479,4 +495,5 @@ class Supervisor:
         for child in schedulers:
             child.channel.send("leave")
         if not schedulers:
-            self.nursery.fork_janitor([Farewell(self.node.id)])
+            with contextlib.suppress(OSError):  # then the lease ends by itself
+                self.nursery.fork_janitor([Farewell(self.node.id)])

@@ -51,29 +51,41 @@ class Reload:
             self.again = True
             return
         logger.info("reloading (%s): checking the new code", why)
-        self.output = tempfile.TemporaryFile(prefix="dbtasks-check-")  # noqa: SIM115  outlives us
-        descriptor = self.output.fileno()
-        ours, theirs = Channel.pair()
-        theirs.close()
-        pid = os.posix_spawn(
-            self.application.argv[0],
-            [*self.application.argv, "--check"],
-            {**os.environ, "DBTASKS_CHECK": "1"},
-            file_actions=[
-                (os.POSIX_SPAWN_DUP2, descriptor, 1),
-                (os.POSIX_SPAWN_DUP2, descriptor, 2),
-            ],
-            setsigmask=[],
-        )
+        try:
+            self.output = tempfile.TemporaryFile(prefix="dbtasks-check-")  # noqa: SIM115  outlives us
+            ours, theirs = Channel.pair()
+            theirs.close()
+            pid = self.spawn_check(self.output.fileno())
+        except OSError as error:
+            # A full disk, no process left, an interpreter that a deploy took away: none of our end.
+            self.output_read()
+            logger.error("not reloading: the check of the new code cannot be started: %s", error)
+            return
         self.nursery.add(Child(Kind.CHECKER, 0, "check", pid, ours))
 
-    def checked(self, status: int, wanted: bool) -> None:
-        """The check is over: executes the new code, or keeps serving and says why."""
-        assert self.output is not None
+    def spawn_check(self, output: int) -> int:
+        """The new code's `--check` in a fresh process that prints to the descriptor `output`."""
+        return os.posix_spawn(
+            self.application.argv[0],
+            [*self.application.argv, "--check"],
+            os.environ,
+            file_actions=[(os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)],
+            setsigmask=[],
+        )
+
+    def output_read(self) -> str:
+        """The end of what the check printed; forgets the check."""
+        if self.output is None:
+            return ""
         self.output.seek(0)
         told = self.output.read().decode("utf-8", "replace").strip()[-TOLD:]
         self.output.close()
         self.output = None
+        return told
+
+    def checked(self, status: int, wanted: bool) -> None:
+        """The check is over: executes the new code, or keeps serving and says why."""
+        told = self.output_read()
         if not wanted:
             return
         if self.again:
@@ -90,10 +102,11 @@ class Reload:
         logger.info("the new code is fine; replacing the supervisor in place")
         self.notifier.reloading()
         environ = {**os.environ, **self.notifier.environ(), CHILDREN: self.legacy()}
-        environ.pop("DBTASKS_CHECK", None)
         if self.pidfile is not None:
             environ |= self.pidfile.environ()
         block_all()  # a signal must wait until the new image can hear it
+        for signum in self.nursery.inbox.read():
+            os.kill(os.getpid(), signum)  # one that came since the last look waits as well
         try:
             os.execve(self.application.argv[0], list(self.application.argv), environ)
         except OSError as error:

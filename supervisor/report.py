@@ -76,7 +76,7 @@ class Reporter:
             return "starting"
         slots = [slot for slot in supervisor.slots if slot.wanted]
         down = supervisor.down_since is not None
-        if down or any(slot.child is None or slot.crashes for slot in slots):
+        if down or any(slot.is_unwell for slot in slots):
             return "degraded"
         return "running"
 

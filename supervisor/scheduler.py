@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import select
 import signal
 import time
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from dbtasks.timekeeper import Hooks, Timekeeper, keep_patient
 from .board import Board, State
 from .channel import Channel
 from .newborn import EXIT_OK, use_one_connection
-from .signals import SignalInbox
+from .signals import SignalInbox, wait_readable
 
 if TYPE_CHECKING:
     from dbtasks.backend import DatabaseBackend
@@ -73,6 +72,7 @@ class SchedulerChild:
             capacity=config.workers,
             delay=config.delay,
             periodic=backend.parsed.periodic if config.periodic else (),
+            retention=config.periodic,
         )
         self.keeper.draining = draining
 
@@ -117,11 +117,10 @@ class SchedulerChild:
         if not self.told_ready and not self.board_waits:
             self.told_ready = True
             self.tell("ready")
-        readers: list[Any] = [self.channel, self.inbox]
+        readers = [self.channel.fileno(), self.inbox.fileno()]
         if (watched := self.keeper.watcher.fileno()) is not None:
             readers.append(watched)
-        with contextlib.suppress(OSError, ValueError):
-            select.select(readers, [], [], max(0.0, seconds))
+        wait_readable(readers, seconds)
         self.inbox.read()
 
     board_waits = False

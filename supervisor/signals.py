@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 from collections.abc import Iterable
 from types import FrameType
@@ -74,6 +75,14 @@ class SignalInbox:
         signal.set_wakeup_fd(-1)
         os.close(self._reader)
         os.close(self._writer)
+
+
+def wait_readable(descriptors: Iterable[int], seconds: float) -> None:
+    """Until one of them can be read, or the time is over; any number, unlike select(2)'s 1024."""
+    poll = select.poll()
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    poll.poll(max(0.0, seconds) * 1000)
 
 
 def block_all() -> None:

@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
+import math
+import os
 import signal
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 from dbtasks.runner import Runner
 
+from .logs import reopen_logs
+from .status import write_status
+
 if TYPE_CHECKING:
     from .application import Application
+    from .config import RunConfig
+    from .pidfile import Pidfile
+    from .signals import SignalInbox  # not everywhere: Windows lacks most of them
 
 logger = logging.getLogger("dbtasks")
 
+LOOK = 0.1  # seconds between two looks at the signals
+STATUS_EVERY = 5.0  # seconds; a health check accepts three times as much
 INTERRUPT_GRACE = 5.0  # seconds between TaskInterrupted and giving up on a thread
+INTERRUPT_AGAIN = 1.0  # seconds until a task that swallowed TaskInterrupted gets the next one
 EXIT_OK, EXIT_INTERNAL = 0, 1
+PROCESSES_ONLY = ("max_tasks", "max_memory", "reload")
 
 
-def run_threaded(application: Application, inbox: Any) -> int:
+def run_threaded(
+    application: Application, inbox: SignalInbox | None, pidfile: Pidfile | None
+) -> int:
     """Runs until a signal says stop, or until nothing is ready with --burst."""
     config = application.config
+    warn_of_idle_settings(config)
     runner = Runner(
         workers=config.workers,
         worker_id=config.worker_id,
@@ -38,37 +55,151 @@ def run_threaded(application: Application, inbox: Any) -> int:
         try:
             runner.run()
         except BaseException as error:
+            logger.critical("the runner crashed", exc_info=error)
             failures.append(error)
 
     thread = threading.Thread(target=serve, name="dbtasks-runner", daemon=True)
     thread.start()
     if inbox is not None:
         inbox.booting = False
-    wait_for_end(runner, thread, inbox, config.grace)
-    return EXIT_INTERNAL if failures or thread.is_alive() else EXIT_OK
+    if not Overseer(runner, thread, inbox, config).wait():
+        logger.error("a task does not end; it goes back to the queue")
+        runner.abandon()
+        if pidfile is not None:
+            pidfile.release()
+        leave()
+    return EXIT_INTERNAL if failures else EXIT_OK
 
 
-def wait_for_end(runner: Runner, thread: threading.Thread, inbox: Any, grace: float) -> None:
-    """TERM and INT drain; after the grace period, or on a second INT, tasks are interrupted."""
-    interrupt_at: float | None = None
-    give_up_at: float | None = None
-    interrupts = 0
-    while thread.is_alive():
-        thread.join(0.1)
-        for signum in inbox.read() if inbox is not None else ():
-            if signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-                interrupts += signum == signal.SIGINT
-                if interrupt_at is None:
-                    logger.info("draining: finishing what runs, at most %g s", grace)
-                    interrupt_at = time.monotonic() + grace
-                    runner.stop()
-                if interrupts > 1 or signum == signal.SIGQUIT:
-                    interrupt_at = time.monotonic()
-        now = time.monotonic()
-        if interrupt_at is not None and now >= interrupt_at and give_up_at is None:
-            give_up_at = now + INTERRUPT_GRACE
-        if give_up_at is not None:
-            runner.interrupt()
-            if now >= give_up_at:
-                logger.error("a task does not end; leaving it to the lease")
-                return
+def warn_of_idle_settings(config: RunConfig) -> None:
+    """What only worker processes can do was asked for."""
+    for name in PROCESSES_ONLY:
+        if config.is_explicit(name) and getattr(config, name):
+            logger.warning(
+                "%s has no effect with --mode thread; it needs --mode process",
+                config.sources[name],
+            )
+
+
+def leave() -> None:
+    """At once: the interpreter would wait for threads that a task which never ends has started."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(EXIT_OK)
+
+
+class Overseer:
+    """The main thread: signals, and the status file."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        thread: threading.Thread,
+        inbox: SignalInbox | None,
+        config: RunConfig,
+    ) -> None:
+        self.runner = runner
+        self.thread = thread
+        self.inbox = inbox
+        self.config = config
+        self.interrupts = 0
+        # time.monotonic() of the next TaskInterrupted, and of the end of our patience with it.
+        self.interrupt_at = self.give_up_at = math.inf
+        self.status_at = 0.0
+        self.complained = False
+
+    def wait(self) -> bool:
+        """Whether the runner ended; False when a task outlived all that it was granted."""
+        while self.thread.is_alive():
+            try:
+                self.thread.join(LOOK)
+            except KeyboardInterrupt:  # where there is no inbox
+                self.on_signal(signal.SIGINT)
+            for signum in self.inbox.read() if self.inbox is not None else ():
+                self.on_signal(signum)
+            now = time.monotonic()
+            if now >= self.interrupt_at:
+                self.interrupt(now)
+            if now >= self.give_up_at:
+                return False
+            if now >= self.status_at:
+                self.status_at = now + STATUS_EVERY
+                self.write_status()
+        return True
+
+    def on_signal(self, signum: int) -> None:
+        """TERM and INT drain, a second INT interrupts, a third one and QUIT leave at once."""
+        match signum:
+            case signal.SIGTERM:
+                self.drain()
+            case signal.SIGINT:
+                self.interrupts += 1
+                self.drain()
+                if self.interrupts == 2:
+                    self.interrupt_at = time.monotonic()
+                elif self.interrupts > 2:
+                    self.give_up_at = time.monotonic()
+            case signal.SIGQUIT:
+                self.drain()
+                self.give_up_at = time.monotonic()
+            case signal.SIGUSR1:
+                reopen_logs()
+            case signal.SIGUSR2:
+                faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
+            case signal.SIGCHLD:
+                pass  # a child that some task has started; it is not ours to reap
+            case _:
+                name = signal.Signals(signum).name
+                logger.warning("%s has no meaning with --mode thread", name)
+
+    def drain(self) -> None:
+        """No further claims; idempotent."""
+        if math.isinf(self.interrupt_at):
+            logger.info("draining: finishing what runs, at most %g s", self.config.grace)
+            self.interrupt_at = time.monotonic() + self.config.grace
+            self.status_at = 0.0
+            self.runner.stop()
+
+    def interrupt(self, now: float) -> None:
+        """TaskInterrupted in what still runs; its rows go back uncounted."""
+        if math.isinf(self.give_up_at):
+            logger.warning("interrupting the running tasks")
+            self.give_up_at = now + INTERRUPT_GRACE
+        self.runner.interrupt()
+        self.interrupt_at = now + INTERRUPT_AGAIN
+
+    def write_status(self) -> None:
+        """For --healthcheck. A full disk or a missing directory is told once, and harms nothing."""
+        path = self.config.status_file
+        if path is None:
+            return
+        try:
+            write_status(path, self.status())
+            self.complained = False
+        except OSError as error:
+            if not self.complained:
+                self.complained = True
+                logger.error("--status-file %s cannot be written: %s", path, error)
+
+    def status(self) -> dict[str, Any]:
+        """The keys that the supervisor writes too."""
+        rows = self.runner.worker_rows()
+        return {
+            "node": self.runner.node.name,
+            "node_id": self.runner.node.id,
+            "state": self.state(),
+            "workers_up": len(rows),
+            "workers_wanted": self.config.workers,
+            "scheduler_up": self.runner.ready.is_set(),
+            "database_down": self.runner.degraded,
+            "children": rows,
+        }
+
+    def state(self) -> str:
+        """One of the states of the status file."""
+        if self.runner.stopping:
+            return "draining"
+        if self.runner.degraded:
+            return "degraded"
+        return "running" if self.runner.ready.is_set() else "starting"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import time
 
-from .child import Child, Life
+from .child import Child, Kind, Life
 from .nursery import Nursery
 from .process import unique_memory
 
 logger = logging.getLogger("dbtasks")
 
-SILENCE = 60.0  # seconds without a sign of life after which a worker that runs no task is stuck
-STOPPED = 10.0  # seconds that a worker may be stopped (SIGSTOP)
+SILENCE = 60.0  # seconds without a sign of life after which a child that runs no task is stuck
+STOPPED = 10.0  # seconds that a child may be stopped (SIGSTOP)
 HEALTHY_AGE = 5.0  # seconds that a worker must live to count as healthy
 FAR_BEYOND = 1.5  # times --max-memory at which a worker is killed in the middle of its task
 
@@ -29,13 +29,15 @@ class Vigil:
         """SIGKILL where the last second after a stack dump is over; hard limits of tasks."""
         for child in self.nursery:
             if child.kill_at is not None and now >= child.kill_at:
-                child.kill()
+                child.carry_out()
             if child.deadline is not None and now >= child.deadline:
                 child.deadline = None
                 self.enforce_limit(child, now)
 
     def enforce_limit(self, child: Child, now: float) -> None:
         """Ends the worker, unless the task that had this deadline is over."""
+        if child.kill_at is not None or child.life is Life.KILLED:
+            return
         view = child.board.read() if child.board is not None else None
         if view is not None and view.executing and view.deadline and now >= view.deadline:
             seconds = now - view.started
@@ -49,11 +51,14 @@ class Vigil:
 
     def look(self, now: float, recycle: bool) -> None:
         """Once a second."""
-        workers = self.nursery.workers
-        for child in workers:
+        for child in self.nursery.of_kind(Kind.WORKER, Kind.SCHEDULER, Kind.JANITOR):
             if child.life is not Life.KILLED:
                 self.look_for_stuck(child, now)
-                self.look_at_memory(child)
+        workers = self.nursery.workers
+        for child in workers:
+            self.look_at_memory(child)
+            if child.deadline is None:
+                self.enforce_limit(child, now)  # its message about the limit may have been lost
         if recycle:
             self.recycle_one()
         if any(child.ready and child.age >= HEALTHY_AGE for child in workers):
@@ -77,11 +82,11 @@ class Vigil:
         if limit is None or child.life is not Life.RUNNING:
             return
         used = unique_memory(child.pid)
+        if used > limit:
+            child.wants_recycling = True
         if used > limit * FAR_BEYOND:
             told = f"it used {used >> 20} MiB of memory, far more than --max-memory allows"
             child.condemn(told, counted=True)
-        elif used > limit:
-            child.wants_recycling = True
 
     def recycle_one(self) -> None:
         """One worker at a time and between two tasks, so that the others go on."""

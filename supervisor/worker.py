@@ -6,12 +6,12 @@ import contextlib
 import logging
 import os
 import random
-import select
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from dbtasks.consumer import Consumer
 from dbtasks.engines import Claimant, Claimed
@@ -22,8 +22,14 @@ from dbtasks.retention import stop_when
 
 from .board import Board, State
 from .channel import Channel
-from .newborn import EXIT_OK, use_one_connection
-from .signals import WORKER_DRAIN, WORKER_INTERRUPT, SignalInbox, unblock_all
+from .newborn import EXIT_CRASHED, EXIT_OK, use_one_connection
+from .signals import (
+    WORKER_DRAIN,
+    WORKER_INTERRUPT,
+    SignalInbox,
+    unblock_all,
+    wait_readable,
+)
 
 if TYPE_CHECKING:
     from dbtasks.backend import DatabaseBackend
@@ -31,6 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("dbtasks")
 
 SELF_LOOK = (20.0, 40.0)  # seconds after which an idle worker looks without having been woken
+INTERRUPTED = "the supervisor shuts down and its grace period is over"
 RECYCLE_JITTER = 0.1  # so that workers that started together do not end together
 
 
@@ -45,6 +52,7 @@ class WorkerControl:
         self.interrupted = False
         self.guarded = False  # whether a task's code runs that we may raise into
         self.timeout: float | None = None
+        self.pid = os.getpid()
         self.directory = os.getcwd()
         self.tasks_left = max_tasks
         if max_tasks is not None:
@@ -64,12 +72,17 @@ class WorkerControl:
 
     def _on_interrupt(self, signum: int, frame: FrameType | None) -> None:
         self.draining = self.interrupted = True
-        if self.guarded:
-            raise TaskInterrupted("the supervisor shuts down and its grace period is over")
+        self.raise_once(TaskInterrupted(INTERRUPTED))
 
     def _on_alarm(self, signum: int, frame: FrameType | None) -> None:
-        if self.guarded and self.timeout is not None:
-            raise TaskTimeout(f"ran longer than its time limit of {self.timeout:g} s")
+        if self.timeout is not None:
+            self.raise_once(TaskTimeout(f"ran longer than its time limit of {self.timeout:g} s"))
+
+    def raise_once(self, error: BaseException) -> None:
+        """Raises it in the task that runs, if one does; a second one would hit its clean-up."""
+        if self.guarded:
+            self.guarded = False
+            raise error
 
     # What the consumer asks
 
@@ -88,7 +101,8 @@ class WorkerControl:
             if remaining <= 0:
                 break
             self.sleep(remaining)
-        self.board.tick()
+        # Awake, so that the next wake-up is for another worker.
+        self.board.tick(State.WAITING)
 
     def pause(self, seconds: float) -> None:
         self.board.tick(State.WAITING)
@@ -102,6 +116,8 @@ class WorkerControl:
             self.channel.send("began", deadline=deadline)
 
     def ended(self, execution: Execution) -> None:
+        if os.getpid() != self.pid:
+            self.leave_as_copy(execution)
         self.board.end(execution.failed)
         self.tidy_process()
         if self.tasks_left is not None:
@@ -114,13 +130,14 @@ class WorkerControl:
 
     @contextlib.contextmanager
     def limit(self, seconds: float | None) -> Iterator[None]:
-        if self.interrupted:
-            raise TaskInterrupted("the supervisor shuts down and its grace period is over")
         self.timeout = seconds
-        if seconds is not None:
-            signal.setitimer(signal.ITIMER_REAL, seconds)
         try:
+            # Guarded first: a signal that comes before would be lost.
             self.guarded = True
+            if self.interrupted:
+                raise TaskInterrupted(INTERRUPTED)
+            if seconds is not None:
+                signal.setitimer(signal.ITIMER_REAL, seconds)
             yield
         finally:
             self.guarded = False
@@ -153,11 +170,22 @@ class WorkerControl:
 
     def sleep(self, seconds: float) -> None:
         """Until a message or a signal comes, or the time is over."""
-        readers: list[Any] = [self.inbox]
+        readers = [self.inbox.fileno()]
         if not self.channel.closed:
-            readers.append(self.channel)
-        select.select(readers, [], [], seconds)
+            readers.append(self.channel.fileno())
+        wait_readable(readers, seconds)
         self.inbox.read()
+
+    def leave_as_copy(self, execution: Execution) -> NoReturn:
+        """A task forked, and this is the child at the task's end: it must not go on as a worker."""
+        code = 0 if execution.error is None else EXIT_CRASHED
+        if isinstance(execution.error, SystemExit):
+            asked = execution.error.code
+            code = 0 if asked is None else asked if isinstance(asked, int) else EXIT_CRASHED
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        os._exit(code & 0xFF)
 
     def tidy_process(self) -> None:
         """Takes back what a task did to the process."""

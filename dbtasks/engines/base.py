@@ -233,6 +233,9 @@ class Engine(Protocol):
     def dead_nodes(self) -> list[tuple[str, str]]:
         """(id, name) of nodes that hold claims, or are registered, without a valid lease."""
 
+    def claimants(self, node_id: str) -> set[str]:
+        """The workers that hold claims of the node."""
+
     def save_workers(self, node_id: str, workers: Sequence[dict[str, Any]]) -> None:
         """Replaces what is known of the node's workers (fields of models.Worker)."""
 

@@ -18,7 +18,7 @@ from django.db import OperationalError
 
 from ..queues import QueueSelection
 from .base import Claimant, Claimed, Death, NodeInfo, Outcome, Rescued
-from .portable import Head, PortableEngine, plain_transaction
+from .portable import READY_QUEUES, Head, PortableEngine, plain_transaction
 
 DEADLOCK, LOCK_WAIT_TIMEOUT = 1213, 1205
 DEADLOCK_RETRIES = 8
@@ -36,9 +36,16 @@ UPDATE dbtasks_scheduledtask
 SET status = 'RUNNING', ready_queue = NULL, claim_node = %s, claimed_by = %s,
     attempt = attempt + 1, last_attempted_at = {now}, started_at = COALESCE(started_at, {now})
 WHERE id IN ({ids})"""
-# The recursive query for the queues' heads costs more than all else in a claim (it fills temporary
-# tables), so its answer is good for as long as a higher priority may wait to overtake (seconds).
-HEADS_GOOD_FOR = 0.05
+# The recursive query for the queues' names costs more than all else in a claim (it fills temporary
+# tables), so its answer is good for a while (seconds): so long may a queue that was empty wait beside
+# others. What each queue would give next is asked every time, by one probe per queue.
+NAMES_GOOD_FOR = 0.05
+READY_NAMES = READY_QUEUES + "SELECT name FROM ready WHERE name IS NOT NULL"
+HEAD = """(
+SELECT ready_queue, precedence, id
+FROM dbtasks_scheduledtask FORCE INDEX (dbtasks_claim)
+WHERE backend = %s AND ready_queue = %s
+ORDER BY precedence, id LIMIT 1)"""
 GET_LOCK = "SELECT GET_LOCK(%s, 0)"
 RELEASE_LOCK = "SELECT RELEASE_LOCK(%s)"
 
@@ -63,9 +70,6 @@ def retried[**P, T](
     return run
 
 
-NO_HEADS: tuple[QueueSelection | None, list[Head], float] = (None, [], 0.0)
-
-
 class MySQLEngine(PortableEngine):
     NOW = "UTC_TIMESTAMP(6)"
     IN_SECONDS = "UTC_TIMESTAMP(6) + INTERVAL %s SECOND"
@@ -74,7 +78,7 @@ class MySQLEngine(PortableEngine):
 
     def __init__(self, alias: str, backend: str) -> None:
         super().__init__(alias, backend)
-        self._heads = NO_HEADS  # replaced whole, so threads may share it
+        self._names: tuple[list[str], float] = ([], 0.0)  # replaced whole: threads share it
 
     def transaction(self) -> contextlib.AbstractContextManager[None]:
         return plain_transaction(self.connection, "START TRANSACTION")
@@ -97,20 +101,25 @@ class MySQLEngine(PortableEngine):
             return finished, self.claim_from(who, queues, limit)
 
     def heads(self, queues: QueueSelection) -> list[Head]:
-        now = time.monotonic()
-        selection, heads, asked_at = self._heads
-        if selection != queues or now - asked_at > HEADS_GOOD_FOR:
-            heads = super().heads(queues)
-            self._heads = (queues, heads, now) if heads else NO_HEADS
-        return heads
+        names, asked_at = self._names
+        if names and time.monotonic() - asked_at < NAMES_GOOD_FOR:
+            if heads := self.heads_of(names, queues):
+                return heads
+        names = [row[0] for row in self.rows(READY_NAMES, (self.backend, self.backend))]
+        self._names = names, time.monotonic()
+        return self.heads_of(names, queues)
 
-    def claim_from(self, who: Claimant, queues: QueueSelection, limit: int) -> list[Claimed]:
-        claimed = super().claim_from(who, queues, limit)
-        if len(claimed) < limit and self._heads is not NO_HEADS:
-            # What we remembered has run empty; there may be other queues by now.
-            self._heads = NO_HEADS
-            claimed += super().claim_from(who, queues, limit - len(claimed))
-        return claimed
+    def heads_of(self, names: Iterable[str], queues: QueueSelection) -> list[Head]:
+        preferences = {name: queues.preference(name) for name in names}
+        served = [name for name, preference in preferences.items() if preference is not None]
+        if not served:
+            return []
+        parameters = [value for name in served for value in (self.backend, name)]
+        rows = self.rows(" UNION ALL ".join([HEAD] * len(served)), parameters)
+        return sorted(
+            Head(preferences[name] or 0, int(precedence), self.hex(id), name)
+            for name, precedence, id in rows
+        )
 
     def claim_queue(
         self, who: Claimant, queue: str, limit: int, lowest: int | None

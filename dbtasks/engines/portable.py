@@ -15,7 +15,14 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from django.db import Error as DatabaseError
-from django.db import InterfaceError, OperationalError, ProgrammingError, connections, transaction
+from django.db import (
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    ProgrammingError,
+    connections,
+    transaction,
+)
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ..fields import dump_json, localized, utc_parameter, utc_value
@@ -159,12 +166,14 @@ UNION
 SELECT DISTINCT claim_node, claim_node FROM dbtasks_scheduledtask
 WHERE claim_node IS NOT NULL
   AND NOT EXISTS (SELECT 1 FROM dbtasks_node WHERE dbtasks_node.id = claim_node)"""
+CLAIMANTS = """
+SELECT DISTINCT claimed_by FROM dbtasks_scheduledtask WHERE claim_node = %s"""
 WORKER_COLUMNS = (
     "id, kind, pid, state, task_id, task_path, task_seconds, done, failed, restarts, memory"
 )
 WORKER_INSERT = f"""
-INSERT INTO dbtasks_worker ({WORKER_COLUMNS}, node_id, last_seen)
-VALUES ({", ".join(["%s"] * 11)}, %s, {{now}})"""
+INSERT INTO dbtasks_worker ({WORKER_COLUMNS}, node_id, last_seen) VALUES {{rows}}"""
+WORKER_ROW = f"({', '.join(['%s'] * 12)}, {{now}})"
 
 PERIODIC_STATES = """
 SELECT name, spec, since, last_due, deployed_at FROM dbtasks_periodictask WHERE backend = %s"""
@@ -462,12 +471,18 @@ class PortableEngine:
     def dead_nodes(self) -> list[tuple[str, str]]:
         return [(str(id), str(name)) for id, name in self.rows(DEAD_NODES)]
 
+    def claimants(self, node_id: str) -> set[str]:
+        return {str(worker) for (worker,) in self.rows(CLAIMANTS, (node_id,))}
+
     def save_workers(self, node_id: str, workers: Sequence[dict[str, Any]]) -> None:
         columns = WORKER_COLUMNS.split(", ")
-        with self.transaction():
+        values = [(*(worker[column] for column in columns), node_id) for worker in workers]
+        with contextlib.suppress(IntegrityError), self.transaction():
+            # The node's row may be gone: another node took us for dead; the next lease mends it.
             self.run(NODE_FORGET_WORKERS, (node_id,))
-            for worker in workers:
-                self.run(WORKER_INSERT, [*(worker[column] for column in columns), node_id])
+            if values:
+                rows = ", ".join([WORKER_ROW] * len(values))
+                self.run(WORKER_INSERT, list(itertools.chain(*values)), rows=self.sql(rows))
 
     # Periodic
 
