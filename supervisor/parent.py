@@ -360,7 +360,8 @@ class Supervisor:
         """Once a second; and the waker of last resort, while nobody else looks at the queue."""
         self.vigil.look(now, recycle=self.phase is Phase.RUNNING)
         if self.phase is Phase.RUNNING and not any(
-            child.ready for child in self.nursery.of_kind(Kind.SCHEDULER)
+            child.ready and child.stopped_since is None
+            for child in self.nursery.of_kind(Kind.SCHEDULER)
         ):
             self.wake_workers(1)
         if self.down_since is not None:

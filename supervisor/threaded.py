@@ -28,6 +28,7 @@ logger = logging.getLogger("dbtasks")
 LOOK = 0.1  # seconds between two looks at the signals
 STATUS_EVERY = 5.0  # seconds; a health check accepts three times as much
 INTERRUPT_GRACE = 5.0  # seconds between TaskInterrupted and giving up on a thread
+ABANDON_GRACE = 3.0  # seconds for giving rows back; if the database hangs, the lease does it
 INTERRUPT_AGAIN = 1.0  # seconds until a task that swallowed TaskInterrupted gets the next one
 EXIT_OK, EXIT_INTERNAL = 0, 1
 PROCESSES_ONLY = ("max_tasks", "max_memory", "reload")
@@ -64,7 +65,9 @@ def run_threaded(
         inbox.booting = False
     if not Overseer(runner, thread, inbox, config).wait():
         logger.error("a task does not end; it goes back to the queue")
-        runner.abandon()
+        abandoning = threading.Thread(target=runner.abandon, name="dbtasks-abandon", daemon=True)
+        abandoning.start()
+        abandoning.join(ABANDON_GRACE)
         if pidfile is not None:
             pidfile.release()
         leave()

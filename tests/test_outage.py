@@ -86,7 +86,6 @@ def place(server: Daemon | None, tmp_path: Path, request: pytest.FixtureRequest)
         on_server("CREATE DATABASE {}")
         yield Place(url, server)
         if server is not None:
-            server.resume()
             server.start()
 
 
@@ -195,6 +194,7 @@ def enqueue_load() -> None:
 
 
 def all_done() -> bool:
+    """Whether every task is SUCCESSFUL."""
     return not ScheduledTask.objects.exclude(status="SUCCESSFUL").exists()
 
 
@@ -235,5 +235,8 @@ def test_a_database_that_hangs_does_not_keep_the_node_from_leaving(
         process.wait_for("ready" if mode == "process" else "worker threads")
         connection.close()
         server.pause()
-        process.signal(signal.SIGTERM)
-        assert process.wait(15) == 0
+        try:
+            process.signal(signal.SIGTERM)
+            assert process.wait(25) == 0
+        finally:
+            server.resume()

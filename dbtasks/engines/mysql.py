@@ -37,8 +37,8 @@ SET status = 'RUNNING', ready_queue = NULL, claim_node = %s, claimed_by = %s,
     attempt = attempt + 1, last_attempted_at = {now}, started_at = COALESCE(started_at, {now})
 WHERE id IN ({ids})"""
 # The recursive query for the queues' names costs more than all else in a claim (it fills temporary
-# tables), so its answer is good for a while (seconds): so long may a queue that was empty wait beside
-# others. What each queue would give next is asked every time, by one probe per queue.
+# tables), so its answer is good for a while (seconds): so long may a queue that was empty wait
+# beside others. What each queue would give next is asked every time, by one probe per queue.
 NAMES_GOOD_FOR = 0.05
 READY_NAMES = READY_QUEUES + "SELECT name FROM ready WHERE name IS NOT NULL"
 HEAD = """(
@@ -102,9 +102,9 @@ class MySQLEngine(PortableEngine):
 
     def heads(self, queues: QueueSelection) -> list[Head]:
         names, asked_at = self._names
-        if names and time.monotonic() - asked_at < NAMES_GOOD_FOR:
-            if heads := self.heads_of(names, queues):
-                return heads
+        known = time.monotonic() - asked_at < NAMES_GOOD_FOR
+        if known and (heads := self.heads_of(names, queues)):
+            return heads
         names = [row[0] for row in self.rows(READY_NAMES, (self.backend, self.backend))]
         self._names = names, time.monotonic()
         return self.heads_of(names, queues)

@@ -1,0 +1,114 @@
+"""Claims that took effect though nobody knows of them: the answer was lost, or the worker was."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.db import OperationalError
+from django.tasks import default_task_backend
+
+from dbtasks.consumer import Consumer
+from dbtasks.engines import Claimant, Engine, NodeInfo
+from dbtasks.models import ScheduledTask
+from dbtasks.queues import QueueSelection
+from dbtasks.timekeeper import Hooks, Timekeeper
+from tests.app import tasks
+
+pytestmark = pytest.mark.usefixtures("db")
+
+
+class Patient:
+    """A Control that stops when the queue has been found empty so many times."""
+
+    def __init__(self, looks: int = 3) -> None:
+        self.looks = looks
+        self.lost: list[str] = []
+
+    def stopping(self) -> bool:
+        return self.looks <= 0
+
+    def wait(self) -> None:
+        self.looks -= 1
+
+    @contextlib.contextmanager
+    def limit(self, seconds: float | None) -> Iterator[None]:
+        yield
+
+    def database_lost(self, why: str) -> None:
+        self.lost.append(why)
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments: None
+
+
+class LosesAnswers:
+    """The real engine, the answer of whose n-th claim never arrives: it commits, then raises."""
+
+    def __init__(self, engine: Engine, lost_claim: int) -> None:
+        self._engine = engine
+        self._claims_left = lost_claim
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def finish_and_claim(self, *arguments: Any) -> Any:
+        answer = self._engine.finish_and_claim(*arguments)  # type: ignore[arg-type]
+        self._claims_left -= 1
+        if self._claims_left == 0:
+            raise OperationalError("the server closed the connection unexpectedly")
+        return answer
+
+
+@pytest.mark.parametrize("lost_claim", [1, 2, 3, 4])
+def test_a_claim_whose_answer_was_lost_is_run_all_the_same(lost_claim: int, tmp_path: Any) -> None:
+    journal = tmp_path / "journal"
+    results = [tasks.journal.enqueue(str(journal), str(number)) for number in range(3)]
+    backend = default_task_backend
+    control = Patient()
+    queues = QueueSelection()
+    consumer = Consumer(backend, Claimant("node", "worker"), queues, control)  # type: ignore[arg-type]
+    consumer.engine = LosesAnswers(backend.engine, lost_claim)  # type: ignore[assignment]
+    consumer.run()
+    assert control.lost
+    for result in results:
+        result.refresh()
+        assert result.status == "SUCCESSFUL"
+    ran = sorted(line.split()[0] for line in journal.read_text().splitlines())
+    assert ran == ["0", "1", "2"]
+    assert not ScheduledTask.objects.exclude(claimed_by=None).exists()
+
+
+def test_the_claim_of_a_worker_that_is_no_more_goes_back_uncounted() -> None:
+    backend = default_task_backend
+    node = NodeInfo("node", "web1", "host", os.getpid(), "supervisor", 30.0)
+    living = [worker_row("alive")]
+    hooks = Hooks(work=lambda count: None, cleanup=lambda: None, workers=lambda: living)
+    keeper = Timekeeper(backend, node, QueueSelection(), hooks, capacity=1)
+    keeper.heartbeat()
+    held, stray = tasks.noop.enqueue(), tasks.noop.enqueue()
+    backend.engine.claim(Claimant("node", "alive"), QueueSelection())
+    backend.engine.claim(Claimant("node", "dead"), QueueSelection())
+    keeper.heartbeat()
+    assert ScheduledTask.objects.get(pk=stray.id).status == "RUNNING"  # it may be a newborn's
+    keeper.heartbeat()
+    row = ScheduledTask.objects.get(pk=stray.id)
+    assert (row.status, row.crashes, row.worker_ids, row.errors) == ("READY", 0, [], [])
+    assert ScheduledTask.objects.get(pk=held.id).claimed_by == "alive"
+
+
+def worker_row(id: str) -> dict[str, Any]:
+    return {
+        "id": id,
+        "kind": "worker",
+        "pid": 1,
+        "state": "busy",
+        "task_id": "",
+        "task_path": "",
+        "task_seconds": None,
+        "done": 0,
+        "failed": 0,
+        "restarts": 0,
+        "memory": None,
+    }
