@@ -22,6 +22,7 @@ from .exceptions import ResultNotStored
 from .execution import Execution, described, execute, interrupts
 from .fields import dump_json
 from .hygiene import tidy_up, watch_for_transactions
+from .lease import Lease
 from .queues import QueueSelection
 from .results import json_list, update_result
 
@@ -81,12 +82,14 @@ class Consumer:
         who: Claimant,
         queues: QueueSelection,
         control: Control,
+        lease: Lease | None = None,
     ) -> None:
         self.backend = backend
         self.engine: Engine = backend.engine
         self.who = who
         self.queues = queues
         self.control = control
+        self.lease = lease
         self.processed = 0
         self._unwritten: list[Execution] = []
         self._strays_until: float | None = None
@@ -132,6 +135,8 @@ class Consumer:
         if self._strays_until is not None:
             self.finish()
             self.release_strays()
+        if self.lease is not None and self.lease.is_doubtful:
+            self.lease.renew(self.engine)
         outcomes = [execution.outcome for execution in self._unwritten]
         try:
             written, claimed = self.engine.finish_and_claim(outcomes, self.who, self.queues)

@@ -31,6 +31,7 @@ from .engines.portable import migrate_command
 from .execution import Execution
 from .ids import random_suffix
 from .interruption import ThreadLimit
+from .lease import Lease
 from .periodic import Periodic
 from .queues import select_queues
 from .results import unchecked
@@ -191,6 +192,7 @@ class Runner:
             kind="runner",
             lease=options.worker_timeout,
         )
+        self.lease = Lease(self.node)
         hooks = Hooks(work=self.wake, cleanup=self._cleanup_wanted.set, workers=self.worker_rows)
         self.keeper = Timekeeper(
             self.backend,
@@ -201,6 +203,7 @@ class Runner:
             delay=loop_delay,
             periodic=self._entries,
             retention=init_periodic,
+            lease=self.lease,
         )
 
     # What users ask
@@ -334,7 +337,7 @@ class Runner:
                 migrate = migrate_command(self.engine.alias)
                 self.database_lost(f"the tables of dbtasks are missing, run {migrate}")
                 return False
-            self.engine.renew_lease(self.node)
+            self.lease.renew(self.engine)
         except DatabaseError as error:
             why = self.engine.unavailable(error)
             if why is None:
@@ -347,7 +350,7 @@ class Runner:
 
     def _work(self, number: int, control: ThreadControl) -> None:
         who = Claimant(self.node.id, f"{self.worker_id}-{number}.{self.node.id[:8]}")
-        consumer = Consumer(self.backend, who, self.queues, control)
+        consumer = Consumer(self.backend, who, self.queues, control, self.lease)
         self._consumers.append(consumer)
         stop_when(control.stopping)
         try:

@@ -20,6 +20,7 @@ from django.tasks.base import Task as DjangoTask
 from .engines import Death, NewTask, NodeInfo, PeriodicState
 from .engines.base import NOTIFY_INTERVAL
 from .execution import described
+from .lease import Lease
 from .options import CLEANUP_PATH
 from .periodic import BoundPeriodic
 from .queues import QueueSelection
@@ -33,6 +34,9 @@ logger = logging.getLogger("dbtasks")
 
 PERIODIC_LOCK = "periodic"
 LOCK_RETRY = 0.25  # seconds until we look again whether another node has done the tick
+# Seconds after a notification at which we look again. It stands for all that its producer inserts
+# in the next NOTIFY_INTERVAL, and a loaded database takes its time to commit that.
+ECHOES = (1.5 * NOTIFY_INTERVAL, 10 * NOTIFY_INTERVAL)
 PROMOTE_BATCH = 1000
 LONGEST_SLEEP = 60.0  # seconds
 # Seconds between two looks for work where nothing tells us of a change and --delay is not given.
@@ -65,10 +69,12 @@ class Timekeeper:
         delay: float | None = None,
         periodic: Iterable[BoundPeriodic] = (),
         retention: bool = True,
+        lease: Lease | None = None,
     ) -> None:
         self.backend = backend
         self.engine = backend.engine
         self.node = node
+        self.lease = lease or Lease(node)
         self.queues = queues
         self.hooks = hooks
         self.capacity = capacity
@@ -82,6 +88,7 @@ class Timekeeper:
         self._deployed_at: datetime.datetime | None = None
         self._next: dict[str, datetime.datetime] = {}
         self._differing: set[str] = set()
+        self._changed_at = float("-inf")
         self._renew_at = self._look_at = self._promote_at = self._periodic_at = 0.0
 
     # The loop's two questions
@@ -93,9 +100,8 @@ class Timekeeper:
         if self.draining:
             return self._renew_at - time.monotonic()
         if self.watcher.changed():
-            # Producers may have kept back notifications for as long: look again after it.
+            self._changed_at = time.monotonic()
             self.look()
-            self._look_at = min(self._look_at, time.monotonic() + 1.5 * NOTIFY_INTERVAL)
         elif time.monotonic() >= self._look_at:
             self.look()
         if time.monotonic() >= self._promote_at:
@@ -116,7 +122,7 @@ class Timekeeper:
 
     def heartbeat(self) -> None:
         """Renews the lease, reports the workers, and looks after what others left behind."""
-        self.engine.renew_lease(self.node, "draining" if self.draining else "running")
+        self.lease.renew(self.engine, "draining" if self.draining else "running")
         self._renew_at = time.monotonic() + self.backend.parsed.heartbeat
         workers = self.hooks.workers()
         self.engine.save_workers(self.node.id, workers)
@@ -168,12 +174,17 @@ class Timekeeper:
 
     def look(self) -> None:
         """Asks whether anything is ready, and when the next deferred row is due."""
-        self._look_at = time.monotonic() + self.delay
+        self._look_at = self.next_look(time.monotonic())
         ready, due_in = self.engine.glance()
         if due_in is not None:
             self._promote_at = min(self._promote_at, time.monotonic() + max(0.0, due_in))
         if ready and (count := self.engine.ready_count(self.queues, self.capacity)):
             self.hooks.work(count)
+
+    def next_look(self, now: float) -> float:
+        """After a change we look again soon: producers may have kept back their notifications."""
+        echoes = (self._changed_at + wait for wait in ECHOES)
+        return min([now + self.delay, *(at for at in echoes if at > now)])
 
     def promote(self) -> None:
         """Makes deferred rows claimable whose time has come, batch by batch."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from dbtasks.engines import Claimant, NodeInfo
 from dbtasks.ids import random_suffix
+from dbtasks.lease import Lease
 
 from .application import Application
 from .board import Board
@@ -35,6 +36,7 @@ class Nursery:
     def __init__(self, application: Application, node: NodeInfo, inbox: SignalInbox) -> None:
         self.application = application
         self.node = node
+        self.lease = Lease(node)
         self.name = application.config.worker_id
         self.inbox = inbox
         self.selector = selectors.DefaultSelector()
@@ -62,7 +64,7 @@ class Nursery:
             application.backend,
             Claimant(node.id, identity),
             application.queues,
-            functools.partial(application.backend.engine.renew_lease, node),
+            self.lease,
             application.config.max_tasks,
         )
         return self.fork(Kind.WORKER, slot, identity, main, f"{self.name}-{slot}", signal.SIGTERM)
@@ -76,6 +78,7 @@ class Nursery:
             application.queues,
             application.config,
             draining,
+            self.lease,
         )
         name = f"{self.name}-scheduler"
         return self.fork(Kind.SCHEDULER, 0, f"{name}.{random_suffix()}", main, name)

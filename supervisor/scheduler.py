@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from django.db import Error as DatabaseError
 
 from dbtasks.engines import Death, NodeInfo
+from dbtasks.lease import Lease
 from dbtasks.queues import QueueSelection
 from dbtasks.timekeeper import Hooks, Timekeeper, keep_patient
 
@@ -46,6 +47,7 @@ class SchedulerChild:
         channel: Channel,
         board: Board,
         draining: bool,
+        lease: Lease,
     ) -> None:
         self.backend = backend
         self.engine = backend.engine
@@ -73,6 +75,7 @@ class SchedulerChild:
             delay=config.delay,
             periodic=backend.parsed.periodic if config.periodic else (),
             retention=config.periodic,
+            lease=lease,
         )
         self.keeper.draining = draining
 
@@ -171,9 +174,10 @@ def run_scheduler(
     queues: QueueSelection,
     config: RunConfig,
     draining: bool,
+    lease: Lease,
     channel: Channel,
     board: Board,
 ) -> int:
     """The main function of the scheduler; returns its exit code."""
     use_one_connection()
-    return SchedulerChild(backend, node, queues, config, channel, board, draining).run()
+    return SchedulerChild(backend, node, queues, config, channel, board, draining, lease).run()

@@ -11,12 +11,13 @@ import sys
 import time
 from collections.abc import Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from dbtasks.consumer import Consumer
 from dbtasks.engines import Claimant, Claimed
 from dbtasks.exceptions import TaskInterrupted, TaskTimeout
 from dbtasks.execution import Execution
+from dbtasks.lease import Lease
 from dbtasks.queues import QueueSelection
 from dbtasks.retention import stop_when
 
@@ -214,21 +215,21 @@ def run_worker(
     backend: DatabaseBackend,
     who: Claimant,
     queues: QueueSelection,
-    register: Any,
+    lease: Lease,
     max_tasks: int | None,
     channel: Channel,
     board: Board,
 ) -> int:
-    """The main function of a worker; returns its exit code. `register`: begins the node's lease."""
+    """The main function of a worker; returns its exit code."""
     control = WorkerControl(channel, board, max_tasks)
     stop_when(control.stopping)
     use_one_connection()
-    consumer = Consumer(backend, who, queues, control)
+    consumer = Consumer(backend, who, queues, control, lease)
 
     def connect() -> bool:
         backend.engine.prepare_connection()
         # The node's lease must be there before its first claim.
-        register()
+        lease.renew(backend.engine)
         return True
 
     if consumer.patiently(connect):

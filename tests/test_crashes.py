@@ -75,6 +75,16 @@ def swallow_timeout(seconds: float) -> str:
     return "swallowed"
 
 
+HOARD = []
+
+
+@task
+def hoard(mebibytes: int, seconds: float) -> int:
+    HOARD.append(os.urandom(1 << 20) * mebibytes)
+    time.sleep(seconds)
+    return os.getpid()
+
+
 @task
 def start_process(path: str, die: bool) -> int:
     child = subprocess.Popen(["/bin/sleep", "600"])
@@ -187,6 +197,37 @@ def test_poison_among_other_tasks_does_not_slow_them_down(db: None, tmp_path: Pa
                 assert finished(innocent).attempts == 1
                 assert finished(poison).status == FAILED
     assert len(marks.read_text()) == 6
+
+
+# Recycling
+
+
+@pytest.mark.once
+def test_workers_are_replaced_after_their_number_of_tasks(db: None) -> None:
+    with Node("--max-tasks", "5", workers=2) as node:
+        results = [tasks.pid.enqueue() for _ in range(40)]
+        pids = {finished(result).return_value for result in results}
+        assert len(pids) >= 4
+        assert {result.attempts for result in results} == {1}
+        assert "died" not in node.log()
+
+
+@pytest.mark.once
+def test_a_worker_that_has_grown_too_big_is_replaced_between_two_tasks(db: None) -> None:
+    with Node("--max-memory", "128M", workers=1) as node:
+        big = finished(hoard.enqueue(140, 0)).return_value
+        wait_until(lambda: not is_alive(big), 5, "the big worker leaves")
+        assert finished(tasks.pid.enqueue()).return_value != big
+        assert "died" not in node.log()
+
+
+@pytest.mark.once
+def test_a_worker_far_beyond_its_memory_is_killed_in_its_task(db: None) -> None:
+    with Node("--max-memory", "128M", workers=1):
+        result = hoard.using(max_crashes=0).enqueue(300, 60)
+        path, told = only_error(finished(result))
+        assert path == WORKER_DIED
+        assert "--max-memory" in told
 
 
 # And tasks that leave something behind

@@ -216,6 +216,23 @@ def test_equal_priorities_are_taken_from_the_queue_that_waited_longest(engine):
     assert [claim_one(engine).queue for _ in range(3)] == ["z", "a", "m"]
 
 
+def test_a_queue_that_was_empty_a_moment_ago_is_served(engine):
+    for queue in ["a", "b", "a"]:
+        put(engine, new_task(queue))
+        assert claim_one(engine).queue == queue
+    put(engine, new_task("c"), new_task("d"))
+    assert claim_one(engine, queues=select_queues(["d*", "e"])).queue == "d"
+    assert engine.ready_count(select_queues(["e", "c"]), 9) == 1
+    assert claim_one(engine, queues=select_queues(["e", "c"])).queue == "c"
+
+
+def test_a_higher_priority_overtakes_at_once(engine):
+    put(engine, *(new_task(queue) for queue in "aabb"))
+    claim_one(engine)
+    put(engine, new_task("b", 5))
+    assert claim_one(engine).priority == 5
+
+
 def test_a_batch_runs_in_the_order_of_age_whatever_its_queues(engine):
     ids = put(engine, *(new_task(queue) for queue in "zazam"))
     assert [row.id for row in engine.claim(ME, EVERYTHING, 9)] == ids
@@ -583,6 +600,14 @@ def test_claims_of_a_node_that_is_not_registered_are_a_dead_nodes(engine):
     engine.claim(ME, EVERYTHING)
     engine.claim(STRANGER, EVERYTHING, 2)
     assert engine.dead_nodes() == [(STRANGER.node, STRANGER.node)]
+
+
+def test_the_claimants_of_a_node_are_known(engine):
+    put(engine, *(new_task() for _ in range(4)))
+    for who in (ME, ME, OTHER, STRANGER):
+        claim_one(engine, who)
+    assert engine.claimants(ME.node) == {ME.worker, OTHER.worker}
+    assert engine.claimants("nobody") == set()
 
 
 def worker_fields(id: str, **changes: object) -> dict[str, object]:

@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -22,7 +21,6 @@ from tests.node import Node, finished, is_alive, row_of, state_of, title_of, wit
 from tests.waiting import wait_until
 
 READY, SUCCESSFUL = TaskResultStatus.READY, TaskResultStatus.SUCCESSFUL
-NOBODY = "no such file"
 pytestmark = pytest.mark.usefixtures("db")
 
 
@@ -60,14 +58,14 @@ class Busy:
 
 
 @pytest.fixture
-def busy(tmp_path: Path) -> Iterator[type[Busy]]:
+def busy(tmp_path: Path) -> type[Busy]:
     """Makes busy tasks in the test's own folder."""
 
     class Here(Busy):
         def __init__(self) -> None:
             super().__init__(tmp_path)
 
-    yield Here
+    return Here
 
 
 def assert_as_never_run(result: TaskResult) -> None:
@@ -166,6 +164,18 @@ def test_a_child_process_of_a_task_ends_with_its_draining_worker(tmp_path: Path)
         node.signal(signal.SIGTERM)
         assert node.wait_exit() == 0
         wait_until(lambda: not is_alive(child), 2, "the task's child ends with its worker")
+
+
+def test_a_worker_that_dies_during_the_drain_is_rescued_before_the_exit(busy: type[Busy]) -> None:
+    with Node(workers=1) as node:
+        running = busy().wait_started()
+        node.signal(signal.SIGTERM)
+        node.wait_log("draining")
+        os.kill(node.child("1"), signal.SIGKILL)
+        assert node.wait_exit() == 0
+        running.result.refresh()
+        assert running.result.status == READY
+        assert len(running.result.errors) == 1
 
 
 # SIGINT and SIGQUIT

@@ -1,0 +1,42 @@
+"""When the node's lease was last renewed, in memory that its processes and threads share.
+
+A node whose lease has run out may have lost its tasks to another one, so what cannot be renewed
+for half of its time is not relied upon: no worker claims anything until it is renewed again.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import time
+
+from .engines import Engine, NodeInfo
+
+_TIME = struct.Struct("=d")
+
+
+class Lease:
+    """The lease of one node. Made before the fork; whoever renews it tells all others so."""
+
+    def __init__(self, node: NodeInfo) -> None:
+        self.node = node
+        self._page = mmap.mmap(-1, mmap.PAGESIZE)  # anonymous and shared
+
+    def renew(self, engine: Engine, state: str = "running") -> None:
+        """Registers the node or renews its lease. Raises DatabaseError."""
+        asked_at = clock()  # before: the lease begins when the database says, not when we hear it
+        engine.renew_lease(self.node, state)
+        _TIME.pack_into(self._page, 0, asked_at)
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether it was never renewed, or not for half of its time."""
+        (renewed_at,) = _TIME.unpack_from(self._page)
+        return not renewed_at or clock() - float(renewed_at) > self.node.lease / 2
+
+
+def clock() -> float:
+    """Seconds that also pass while the machine is suspended, unlike time.monotonic()'s."""
+    if hasattr(time, "CLOCK_BOOTTIME"):
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()

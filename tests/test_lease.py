@@ -1,0 +1,74 @@
+"""A node whose lease is in doubt claims nothing until it is renewed."""
+
+import os
+from typing import Any
+
+import pytest
+from django.db import OperationalError
+from django.tasks import default_task_backend
+
+from dbtasks.consumer import Consumer
+from dbtasks.engines import Claimant, NodeInfo
+from dbtasks.lease import Lease, clock
+from dbtasks.models import Node, ScheduledTask
+from dbtasks.queues import QueueSelection
+from tests.app import tasks
+from tests.test_strays import Patient
+
+pytestmark = pytest.mark.usefixtures("db")
+
+
+@pytest.fixture
+def lease() -> Lease:
+    return Lease(NodeInfo("node", "web1", "host", os.getpid(), "supervisor", 30.0))
+
+
+def consumer_with(lease: Lease, control: Patient) -> Consumer:
+    who = Claimant("node", "worker")
+    return Consumer(default_task_backend, who, QueueSelection(), control, lease)  # type: ignore[arg-type]
+
+
+def test_a_lease_is_in_doubt_before_it_began_and_after_half_of_its_time(
+    lease: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert lease.is_doubtful
+    lease.renew(default_task_backend.engine)
+    assert not lease.is_doubtful
+    now = clock()
+    monkeypatch.setattr("dbtasks.lease.clock", lambda: now + 14.0)
+    assert not lease.is_doubtful
+    monkeypatch.setattr("dbtasks.lease.clock", lambda: now + 16.0)
+    assert lease.is_doubtful
+
+
+def test_a_worker_renews_a_doubtful_lease_before_it_claims(lease: Lease) -> None:
+    result = tasks.noop.enqueue()
+    consumer_with(lease, Patient(looks=1)).run()
+    assert Node.objects.get().id == "node"
+    assert ScheduledTask.objects.get(pk=result.id).status == "SUCCESSFUL"
+
+
+def test_a_worker_claims_nothing_while_the_lease_cannot_be_renewed(lease: Lease) -> None:
+    result = tasks.noop.enqueue()
+    control = Patient()
+    consumer = consumer_with(lease, control)
+    consumer.engine = CannotRenew(default_task_backend.engine, control)  # type: ignore[assignment]
+    consumer.run()
+    assert control.lost
+    row = ScheduledTask.objects.get(pk=result.id)
+    assert (row.status, row.attempt) == ("READY", 0)
+
+
+class CannotRenew:
+    """The real engine, for which a renewal fails; after the second one the worker is to stop."""
+
+    def __init__(self, engine: Any, control: Patient) -> None:
+        self._engine = engine
+        self._control = control
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def renew_lease(self, *arguments: Any) -> None:
+        self._control.looks -= 2
+        raise OperationalError("cannot execute UPDATE in a read-only transaction")
