@@ -75,6 +75,10 @@ lint: env  ## ruff, mypy, and the list of packages in pyproject.toml
 		}; \
 	done
 
+.PHONY: bench
+bench: env  ## Drain rate, rescue time and idle cost on every database, on durable servers
+	@$(PY) -m tests.bench $(ARGS)
+
 .PHONY: demo
 demo: env  ## The example project, start to end, with what it shows
 	@$(PY) deploy/example/demo.py $(ARGS)

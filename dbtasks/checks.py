@@ -24,7 +24,7 @@ from django.db import connections
 from django.tasks import task_backends
 from django.tasks.exceptions import InvalidTask
 
-from .engines.portable import migrate_command
+from .engines.connection import migrate_command
 from .periodic import BoundPeriodic
 from .results import NotATask
 

@@ -8,6 +8,7 @@ process, and interrupts a task only between two bytecodes.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import random
@@ -27,7 +28,7 @@ from django.tasks.base import TaskContext, TaskResult
 from .backend import DatabaseBackend
 from .consumer import Consumer
 from .engines import Claimant, Claimed, Death, NodeInfo
-from .engines.portable import migrate_command
+from .engines.connection import migrate_command
 from .execution import Execution
 from .ids import random_suffix
 from .interruption import ThreadLimit
@@ -135,10 +136,10 @@ class ThreadControl:
         self.runner.note_progress()
 
     def database_lost(self, why: str) -> None:
-        self.runner.database_lost(why)
+        self.runner.database_lost(self, why)
 
     def database_found(self) -> None:
-        self.runner.database_found()
+        self.runner.database_found(self)
 
 
 class Runner:
@@ -180,6 +181,7 @@ class Runner:
         self._consumers: list[Consumer] = []
         self._progress = threading.Condition()
         self._lock = threading.Lock()
+        self._without_database: set[object] = set()
         self._down_since: float | None = None
         self._failure: BaseException | None = None
         self._waker: socket.socket | None = None
@@ -258,7 +260,11 @@ class Runner:
 
     def run(self) -> None:
         """Works until `stop()`, in the calling thread and in `workers` more."""
-        patient = keep_patient(self.keeper, self.database_lost, self.database_found)
+        patient = keep_patient(
+            self.keeper,
+            functools.partial(self.database_lost, self.keeper),
+            functools.partial(self.database_found, self.keeper),
+        )
         self._waker, wakened = socket.socketpair()
         self._waker.setblocking(False)
         try:
@@ -335,7 +341,7 @@ class Runner:
         try:
             if self.engine.missing_tables():
                 migrate = migrate_command(self.engine.alias)
-                self.database_lost(f"the tables of dbtasks are missing, run {migrate}")
+                self.database_lost(self.keeper, f"the tables of dbtasks are missing, run {migrate}")
                 return False
             self.lease.renew(self.engine)
         except DatabaseError as error:
@@ -343,9 +349,9 @@ class Runner:
             if why is None:
                 raise
             self.engine.close()
-            self.database_lost(why)
+            self.database_lost(self.keeper, why)
             return False
-        self.database_found()
+        self.database_found(self.keeper)
         return True
 
     def _work(self, number: int, control: ThreadControl) -> None:
@@ -414,15 +420,19 @@ class Runner:
             )
         return rows
 
-    def database_lost(self, why: str) -> None:
+    def database_lost(self, who: object, why: str) -> None:
+        """One line for the node, however many of its threads notice."""
         with self._lock:
+            self._without_database.add(who)
             if self._down_since is None:
                 self._down_since = time.monotonic()
                 logger.error("degraded: %s; trying again until it works", why)
 
-    def database_found(self) -> None:
+    def database_found(self, who: object) -> None:
+        """The node is well again when each of its threads is."""
         with self._lock:
-            if self._down_since is not None:
+            self._without_database.discard(who)
+            if self._down_since is not None and not self._without_database:
                 seconds = time.monotonic() - self._down_since
                 self._down_since = None
                 logger.info("recovered: the database is back after %.1f s", seconds)

@@ -18,7 +18,8 @@ from django.db import OperationalError
 
 from ..queues import QueueSelection
 from .base import Claimant, Claimed, Death, NodeInfo, Outcome, Rescued
-from .portable import READY_QUEUES, Head, PortableEngine, plain_transaction
+from .connection import plain_transaction
+from .portable import READY_QUEUES, ByQueueEngine, Head
 
 DEADLOCK, LOCK_WAIT_TIMEOUT = 1213, 1205
 DEADLOCK_RETRIES = 8
@@ -70,7 +71,7 @@ def retried[**P, T](
     return run
 
 
-class MySQLEngine(PortableEngine):
+class MySQLEngine(ByQueueEngine):
     NOW = "UTC_TIMESTAMP(6)"
     IN_SECONDS = "UTC_TIMESTAMP(6) + INTERVAL %s SECOND"
     INSERT_OR_IGNORE = "INSERT IGNORE INTO"

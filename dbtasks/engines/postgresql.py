@@ -18,7 +18,8 @@ from django.db import InternalError, OperationalError, transaction
 
 from ..queues import QueueSelection
 from .base import NOTIFY_INTERVAL, Claimant, Claimed, NewTask, Outcome, Watcher
-from .portable import INSERT, INSERT_ROW, PortableEngine, bounded, by_id, in_claim_order
+from .portable import INSERT, INSERT_ROW, PortableEngine, by_id, in_claim_order
+from .upkeep import bounded
 
 # One queue: the index gives the rows in claim order, nothing is sorted.
 CANDIDATES_OF_ONE_QUEUE = """

@@ -15,7 +15,8 @@ from django.db import ProgrammingError
 
 from ..queues import QueueSelection
 from .base import Claimant, Claimed, Outcome, Watcher
-from .portable import PortableEngine, plain_transaction
+from .connection import plain_transaction
+from .portable import ByQueueEngine
 
 CLAIM = """
 UPDATE dbtasks_scheduledtask
@@ -30,7 +31,7 @@ RETURNING id, attempt, task_path, args, kwargs, queue, priority, run_after, enqu
     started_at, last_attempted_at, worker_ids, errors, failures, policy, periodic"""
 
 
-class SQLiteEngine(PortableEngine):
+class SQLiteEngine(ByQueueEngine):
     NOW = "strftime('%%Y-%%m-%%d %%H:%%M:%%f', 'now')"
     IN_SECONDS = "strftime('%%Y-%%m-%%d %%H:%%M:%%f', 'now', %s || ' seconds')"
     LOCK = ""  # the transaction has the whole database

@@ -147,7 +147,10 @@ def statements() -> int:
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
             # Backends report their counts at most once a second.
-            cursor.execute("SELECT sum(xact_commit + xact_rollback) FROM pg_stat_database")
+            cursor.execute(
+                "SELECT xact_commit + xact_rollback FROM pg_stat_database"
+                " WHERE datname = current_database()"
+            )
             return int(cursor.fetchone()[0])
         if connection.vendor == "mysql":
             cursor.execute("SHOW GLOBAL STATUS LIKE 'Questions'")

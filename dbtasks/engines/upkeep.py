@@ -1,0 +1,282 @@
+"""What keeps the queue in order, alike on every database: rescue, due rows, retention, nodes,
+periodic tasks. The decisions about single rows are taken in Python, in short transactions.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import datetime
+import itertools
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from django.db import IntegrityError
+
+from ..fields import dump_json, utc_value
+from ..policy import policy_from_text
+from .base import Counts, Death, NewTask, NodeInfo, PeriodicState, Rescued
+from .connection import Connected
+
+RESCUE_BATCH = 500
+LONGEST = 1000 * 365 * 86400.0  # seconds; no database has the date that timedelta.max leads to
+WORKER_DIED = "dbtasks.exceptions.WorkerDied"
+
+# An attempt that is not counted leaves no trace: without earlier ones the row was never started.
+RELEASE = """
+UPDATE dbtasks_scheduledtask
+SET status = 'READY', ready_queue = queue, claim_node = NULL, claimed_by = NULL,
+    started_at = CASE WHEN worker_ids = '[]' THEN NULL ELSE started_at END,
+    last_attempted_at = CASE WHEN worker_ids = '[]' THEN NULL ELSE last_attempted_at END
+WHERE claim_node = %s AND claimed_by = %s"""
+
+RESCUE_SELECT = """
+SELECT id, claimed_by, worker_ids, errors, crashes, policy
+FROM dbtasks_scheduledtask
+WHERE claim_node = %s{worker} ORDER BY id LIMIT %s{lock}"""
+RESCUE_RELEASE = RELEASE.replace("claim_node = %s AND claimed_by = %s", "id = %s")
+RESCUE_RETRY = """
+UPDATE dbtasks_scheduledtask
+SET status = 'READY', ready_queue = queue, claim_node = NULL, claimed_by = NULL,
+    errors = %s, worker_ids = %s, crashes = %s
+WHERE id = %s"""
+RESCUE_FAIL = """
+UPDATE dbtasks_scheduledtask
+SET status = 'FAILED', finished_at = {now}, claim_node = NULL, claimed_by = NULL,
+    errors = %s, worker_ids = %s, crashes = %s, delete_after = {in_seconds}
+WHERE id = %s"""
+
+PROMOTE_SELECT = """
+SELECT id FROM dbtasks_scheduledtask
+WHERE backend = %s AND due_at <= {now} ORDER BY due_at LIMIT %s{skip_locked}"""
+PROMOTE = """
+UPDATE dbtasks_scheduledtask SET ready_queue = queue, due_at = NULL WHERE id IN ({ids})"""
+
+EXPIRED_EXIST = """
+SELECT delete_after FROM dbtasks_scheduledtask
+WHERE backend = %s AND delete_after <= {now} ORDER BY delete_after LIMIT 1"""
+PRUNE_SELECT = """
+SELECT id FROM dbtasks_scheduledtask
+WHERE backend = %s AND delete_after <= {now} ORDER BY delete_after LIMIT %s{skip_locked}"""
+PRUNE = "DELETE FROM dbtasks_scheduledtask WHERE id IN ({ids})"
+
+COUNT_READY = """
+SELECT COUNT(*) FROM dbtasks_scheduledtask WHERE backend = %s AND ready_queue IS NOT NULL"""
+COUNT_DEFERRED = """
+SELECT COUNT(*) FROM dbtasks_scheduledtask WHERE backend = %s AND due_at IS NOT NULL"""
+COUNT_RUNNING = """
+SELECT COUNT(*) FROM dbtasks_scheduledtask WHERE backend = %s AND claim_node IS NOT NULL"""
+
+LEASE_RENEW = """
+UPDATE dbtasks_node SET last_seen = {now}, expires_at = {in_seconds}, state = %s WHERE id = %s"""
+LEASE_BEGIN = """
+{insert_or_ignore} dbtasks_node
+    (id, name, host, pid, kind, backend, state, started_at, last_seen, expires_at)
+VALUES (%s, %s, %s, %s, %s, %s, %s, {now}, {now}, {in_seconds}){on_conflict}"""
+NODE_STARTED = "SELECT started_at FROM dbtasks_node WHERE id = %s"
+NODE_FORGET_WORKERS = "DELETE FROM dbtasks_worker WHERE node_id = %s"
+NODE_FORGET = "DELETE FROM dbtasks_node WHERE id = %s"
+# A node without a row that holds claims was taken for dead while it was only asleep.
+DEAD_NODES = """
+SELECT id, name FROM dbtasks_node WHERE expires_at <= {now}
+UNION
+SELECT DISTINCT claim_node, claim_node FROM dbtasks_scheduledtask
+WHERE claim_node IS NOT NULL
+  AND NOT EXISTS (SELECT 1 FROM dbtasks_node WHERE dbtasks_node.id = claim_node)"""
+CLAIMANTS = """
+SELECT DISTINCT claimed_by FROM dbtasks_scheduledtask WHERE claim_node = %s"""
+WORKER_COLUMNS = (
+    "id, kind, pid, state, task_id, task_path, task_seconds, done, failed, restarts, memory"
+)
+WORKER_INSERT = f"""
+INSERT INTO dbtasks_worker ({WORKER_COLUMNS}, node_id, last_seen) VALUES {{rows}}"""
+WORKER_ROW = f"({', '.join(['%s'] * 12)}, {{now}})"
+
+PERIODIC_STATES = """
+SELECT name, spec, since, last_due, deployed_at FROM dbtasks_periodictask WHERE backend = %s"""
+PERIODIC_EDIT = """
+UPDATE dbtasks_periodictask SET task_path = %s, spec = %s, since = {now}, deployed_at = %s
+WHERE backend = %s AND name = %s"""
+PERIODIC_BEGIN = """
+{insert_or_ignore} dbtasks_periodictask (backend, name, task_path, spec, since, deployed_at)
+VALUES (%s, %s, %s, %s, {now}, %s){on_conflict}"""
+PERIODIC_FIRED = """
+UPDATE dbtasks_periodictask SET last_due = %s
+WHERE backend = %s AND name = %s AND (last_due IS NULL OR last_due < %s)"""
+FAIL_NEW = """
+UPDATE dbtasks_scheduledtask
+SET status = 'FAILED', ready_queue = NULL, due_at = NULL, finished_at = {now}, errors = %s,
+    delete_after = {in_seconds}
+WHERE id = %s"""
+OCCURRENCES_PRUNE = "DELETE FROM dbtasks_occurrence WHERE backend = %s AND due_at < %s"
+
+OCCURRENCE = """
+{insert_or_ignore} dbtasks_occurrence (backend, name, due_at, task_id, enqueued_at, enqueued_by)
+VALUES (%s, %s, %s, %s, {now}, %s){on_conflict}"""
+
+
+class Upkeep(Connected, abc.ABC):
+    """See base.Engine for what each method promises."""
+
+    @abc.abstractmethod
+    def insert(self, rows: Sequence[NewTask], notify: bool = True) -> None:
+        """As base.Engine says."""
+
+    # Upkeep
+
+    def rescue(self, node: str, worker: str | None, death: Death) -> Rescued:
+        total = Rescued()
+        while batch := self.rescue_batch(node, worker, death):
+            total += batch
+        return total
+
+    def rescue_batch(self, node: str, worker: str | None, death: Death) -> Rescued:
+        with self.transaction():
+            return self.rescue_rows(node, worker, death)
+
+    def rescue_rows(self, node: str, worker: str | None, death: Death) -> Rescued:
+        released, retried, failed = [], [], []
+        parameters = (node, RESCUE_BATCH) if worker is None else (node, worker, RESCUE_BATCH)
+        condition = "" if worker is None else " AND claimed_by = %s"
+        for row in self.rows(RESCUE_SELECT, parameters, worker=condition):
+            raw_id, claimed_by, worker_ids, errors, crashes, policy_text = row
+            id = self.hex(raw_id)
+            if not death.counted or (death.running is not None and id not in death.running):
+                self.run(RESCUE_RELEASE, (raw_id,))
+                released.append(id)
+                continue
+            policy = policy_from_text(policy_text)
+            told = append_json(errors, worker_died(death.reason))
+            done = append_json(worker_ids, claimed_by)
+            if crashes + 1 > policy.max_crashes:
+                retain = bounded(policy.retention(failed=True))
+                self.run(RESCUE_FAIL, (told, done, crashes + 1, retain, raw_id))
+                failed.append(id)
+            else:
+                self.run(RESCUE_RETRY, (told, done, crashes + 1, raw_id))
+                retried.append(id)
+        return Rescued(tuple(released), tuple(retried), tuple(failed))
+
+    def promote_due(self, limit: int = 1000) -> int:
+        return self.change_selected(PROMOTE_SELECT, PROMOTE, limit)
+
+    def prune(self, limit: int = 1000) -> int:
+        return self.change_selected(PRUNE_SELECT, PRUNE, limit)
+
+    def change_selected(self, select: str, change: str, limit: int) -> int:
+        """Locks what `select` finds and is not locked, and changes it, in one transaction."""
+        with self.transaction():
+            ids = [row[0] for row in self.rows(select, (self.backend, limit))]
+            if ids:
+                self.run(change, ids, ids=", ".join(["%s"] * len(ids)))
+        return len(ids)
+
+    def counts(self) -> Counts:
+        return Counts(
+            *(
+                int(self.rows(query, (self.backend,))[0][0])
+                for query in (COUNT_READY, COUNT_DEFERRED, COUNT_RUNNING)
+            )
+        )
+
+    def expired_exist(self) -> bool:
+        return bool(self.rows(EXPIRED_EXIST, (self.backend,)))
+
+    # Nodes
+
+    def renew_lease(self, node: NodeInfo, state: str = "running") -> None:
+        if not self.run(LEASE_RENEW, (node.lease, state, node.id)):
+            identity = (node.id, node.name, node.host, node.pid, node.kind, self.backend)
+            self.run(LEASE_BEGIN, (*identity, state, node.lease))
+
+    def node_started(self, node_id: str) -> datetime.datetime | None:
+        for (started_at,) in self.rows(NODE_STARTED, (node_id,)):
+            return utc_value(started_at, self.connection)
+        return None
+
+    def end_lease(self, node_id: str) -> None:
+        with self.transaction():
+            self.run(NODE_FORGET_WORKERS, (node_id,))
+            self.run(NODE_FORGET, (node_id,))
+
+    def dead_nodes(self) -> list[tuple[str, str]]:
+        return [(str(id), str(name)) for id, name in self.rows(DEAD_NODES)]
+
+    def claimants(self, node_id: str) -> set[str]:
+        return {str(worker) for (worker,) in self.rows(CLAIMANTS, (node_id,))}
+
+    def save_workers(self, node_id: str, workers: Sequence[dict[str, Any]]) -> None:
+        columns = WORKER_COLUMNS.split(", ")
+        values = [(*(worker[column] for column in columns), node_id) for worker in workers]
+        with contextlib.suppress(IntegrityError), self.transaction():
+            # The node's row may be gone: another node took us for dead; the next lease mends it.
+            self.run(NODE_FORGET_WORKERS, (node_id,))
+            if values:
+                rows = ", ".join([WORKER_ROW] * len(values))
+                self.run(WORKER_INSERT, list(itertools.chain(*values)), rows=self.sql(rows))
+
+    # Periodic
+
+    def periodic_states(self) -> dict[str, PeriodicState]:
+        connection = self.connection
+        return {
+            name: PeriodicState(
+                spec=spec,
+                since=utc_value(since, connection),
+                last_due=None if last_due is None else utc_value(last_due, connection),
+                deployed_at=utc_value(deployed_at, connection),
+            )
+            for name, spec, since, last_due, deployed_at in self.rows(
+                PERIODIC_STATES, (self.backend,)
+            )
+        }
+
+    def begin_periodic(
+        self, name: str, task_path: str, spec: str, deployed_at: datetime.datetime
+    ) -> None:
+        deployed = self.time(deployed_at)
+        if not self.run(PERIODIC_EDIT, (task_path, spec, deployed, self.backend, name)):
+            self.run(PERIODIC_BEGIN, (self.backend, name, task_path, spec, deployed))
+
+    def enqueue_occurrence(
+        self,
+        name: str,
+        due_at: datetime.datetime,
+        row: NewTask,
+        node_name: str,
+        error: dict[str, str] | None = None,
+    ) -> bool:
+        due = self.time(due_at)
+        inserted = self.run(OCCURRENCE, (self.backend, name, due, row.id, node_name))
+        self.run(PERIODIC_FIRED, (due, self.backend, name, due))
+        if not inserted:
+            return False
+        self.insert([row], notify=error is None)
+        if error is not None:
+            retain = bounded(policy_from_text(row.policy).retention(failed=True))
+            self.run(FAIL_NEW, (dump_json([error]), retain, row.id))
+        return True
+
+    def prune_occurrences(self, days: int) -> int:
+        before = self.now() - datetime.timedelta(days=days)
+        return self.run(OCCURRENCES_PRUNE, (self.backend, self.time(before)))
+
+
+def bounded(seconds: float | None) -> float | None:
+    """A length of time that can be added to the clock."""
+    return None if seconds is None else min(float(seconds), LONGEST)
+
+
+def worker_died(reason: str) -> dict[str, str]:
+    """The entry of `errors` for an attempt whose worker died."""
+    return {"exception_class_path": WORKER_DIED, "traceback": f"{WORKER_DIED}: {reason}\n"}
+
+
+def append_json(text: str, value: Any) -> str:
+    """The JSON list in `text` with one value more; what is no list starts a new one."""
+    try:
+        items = json.loads(text)
+    except ValueError:
+        items = []
+    return dump_json([*items, value] if isinstance(items, list) else [value])
