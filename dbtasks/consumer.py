@@ -22,6 +22,7 @@ from .exceptions import ResultNotStored
 from .execution import Execution, described, execute, interrupts
 from .fields import dump_json
 from .hygiene import tidy_up, watch_for_transactions
+from .ids import dashed
 from .lease import Lease
 from .queues import QueueSelection
 from .results import json_list, update_result
@@ -213,7 +214,7 @@ class Consumer:
                 logger.warning(
                     "task %s (%s): its claim was given to another worker meanwhile, "
                     "so this result is dropped",
-                    execution.claimed.id,
+                    dashed(execution.claimed.id),
                     execution.claimed.task_path,
                     extra=self.about(execution),
                 )
@@ -235,7 +236,7 @@ class Consumer:
         """The extra fields of each record about a task."""
         claimed = execution.claimed
         return {
-            "task_id": claimed.id,
+            "task_id": dashed(claimed.id),
             "task_path": claimed.task_path,
             "queue": claimed.queue,
             "worker_id": self.who.worker,
@@ -299,7 +300,7 @@ def log_outcome(execution: Execution, about: dict[str, Any]) -> None:
         logger.error(
             "task %s (%s) failed: %s",
             claimed.task_path,
-            claimed.id,
+            dashed(claimed.id),
             summary(execution.error),
             exc_info=execution.error,
             extra=about,
@@ -308,7 +309,7 @@ def log_outcome(execution: Execution, about: dict[str, Any]) -> None:
         logger.warning(
             "task %s (%s) runs again in %.1f s: %s",
             claimed.task_path,
-            claimed.id,
+            dashed(claimed.id),
             outcome.retry_in,
             summary(execution.error),
             extra=about,

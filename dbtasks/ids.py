@@ -35,6 +35,12 @@ def parse_id(value: object) -> uuid.UUID | None:
         return None
 
 
+def dashed(hexadecimal: str) -> str:
+    """An id as users see it, from the 32 hexadecimal digits that the engines use."""
+    h = hexadecimal
+    return f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"
+
+
 def random_suffix() -> str:
     """Eight hex digits that make a node or a worker unique among its namesakes."""
     return os.urandom(4).hex()

@@ -14,6 +14,7 @@ from django.tasks.base import TaskError, TaskResult, TaskResultStatus
 from django.utils.module_loading import import_string
 
 from .engines import Claimed, Engine
+from .ids import dashed
 from .models import ScheduledTask
 from .tasks import Task
 
@@ -144,8 +145,7 @@ def result_of_claim(
         )
     return TaskResult(
         task=task,
-        id=f"{claimed.id[:8]}-{claimed.id[8:12]}-{claimed.id[12:16]}-{claimed.id[16:20]}"
-        f"-{claimed.id[20:]}",
+        id=dashed(claimed.id),
         status=TaskResultStatus.RUNNING,
         enqueued_at=engine.moment(claimed.enqueued_at),
         started_at=engine.moment(claimed.started_at),

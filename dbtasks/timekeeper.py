@@ -20,6 +20,7 @@ from django.tasks.base import Task as DjangoTask
 from .engines import Death, NewTask, NodeInfo, PeriodicState
 from .engines.base import NOTIFY_INTERVAL
 from .execution import described
+from .ids import dashed
 from .lease import Lease
 from .options import CLEANUP_PATH
 from .periodic import BoundPeriodic
@@ -294,7 +295,7 @@ class Timekeeper:
             "periodic task %s is enqueued, due %s",
             entry.name,
             due.isoformat(),
-            extra={"task_id": row.id, "task_path": entry.task_path, "queue": row.queue},
+            extra={"task_id": dashed(row.id), "task_path": entry.task_path, "queue": row.queue},
         )
         return error is None
 

@@ -128,6 +128,11 @@ class Board:
             )
         )
 
+    def limit(self, deadline: float) -> None:
+        """Show the hard limit of the task that runs, in monotonic seconds."""
+        fields = self._fields
+        self._publish((*fields[:5], deadline, *fields[6:]))
+
     def end(self, failed: bool) -> None:
         """Count the task, which is over but not written yet: it stays the child's last one."""
         fields = self._fields

@@ -76,15 +76,16 @@ class Child:
         return time.monotonic() - self.born
 
     def wake(self, now: float) -> bool:
-        """Wakes it if it is idle and does not know yet that it is wanted."""
+        """Wakes it if it is idle; says whether another one need not be woken instead."""
         if self.life is not Life.RUNNING or self.board is None:
             return False
         view = self.board.read()
-        knows = view.ticked < self.woken_at and now - self.woken_at < WAKE_AGAIN
-        if view.state is not State.IDLE or knows:
+        answered = view.ticked >= self.woken_at
+        if view.state is not State.IDLE or (not answered and now - self.woken_at < WAKE_AGAIN):
             return False
         self.woken_at = now
-        return self.channel.send("wake")
+        # One that has not answered the last time may be stopped, and the work must not wait for it.
+        return self.channel.send("wake") and answered
 
     def drain(self) -> None:
         """By message and by signal: a task may not read the one or block the other."""
@@ -222,12 +223,12 @@ def describe_end(status: int) -> str:
     """What a wait status (waitpid(2)) says, as the cause of a task's end."""
     if os.WIFSIGNALED(status):
         signum = os.WTERMSIG(status)
-        hint = {
-            signal.SIGKILL: "; the kernel's out-of-memory killer or an operator",
-            signal.SIGSEGV: "; a crash in C code",
-            signal.SIGBUS: "; a crash in C code",
-            signal.SIGABRT: "; C code gave up",
-        }.get(signal.Signals(signum), "")
+        hint: str = {
+            int(signal.SIGKILL): "; the kernel's out-of-memory killer or an operator",
+            int(signal.SIGSEGV): "; a crash in C code",
+            int(signal.SIGBUS): "; a crash in C code",
+            int(signal.SIGABRT): "; C code gave up",
+        }.get(signum, "")
         return f"killed by {name_of(signum)}{hint}"
     code = os.WEXITSTATUS(status)
     return f"exited with status {code}; os._exit() in the task, or C code that gave up"

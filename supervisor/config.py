@@ -6,6 +6,7 @@ Nothing here imports Django, so that ``--healthcheck`` stays cheap.
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any, Literal, NamedTuple
 
 from .options import SETTINGS, Setting
 
+#: Unix time in seconds. What was saved later may be newer than the code that this process has.
+STARTED = time.time()
 _SETTINGS = {setting.name: setting for setting in SETTINGS}
 _DEFAULT = "default"
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from django.db import Error as DatabaseError
 
 from dbtasks.engines import Death, Engine, Rescued
+from dbtasks.ids import dashed
 from dbtasks.retention import prune
 
 from .board import Board, State
@@ -70,17 +71,17 @@ def tell(worker: str, rescued: Rescued, death: Death) -> None:
     if rescued.failed:
         logger.error(
             "task %s of dead worker %s failed: it may not run again (%s)",
-            ", ".join(rescued.failed),
+            ", ".join(map(dashed, rescued.failed)),
             worker,
             death.reason,
-            extra={"worker_id": worker, "task_id": rescued.failed[0]},
+            extra={"worker_id": worker, "task_id": dashed(rescued.failed[0])},
         )
     if rescued.retried:
         logger.warning(
             "task %s of dead worker %s is ready again",
-            ", ".join(rescued.retried),
+            ", ".join(map(dashed, rescued.retried)),
             worker,
-            extra={"worker_id": worker, "task_id": rescued.retried[0]},
+            extra={"worker_id": worker, "task_id": dashed(rescued.retried[0])},
         )
     if rescued.released:
         logger.info("%d tasks of worker %s went back to the queue", len(rescued.released), worker)

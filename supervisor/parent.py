@@ -236,10 +236,12 @@ class Supervisor:
                 self.check_ready()
             case "work":
                 self.wake_workers(int(message["count"]))
-            case "began":
+            case "limit":
                 child.deadline = float(message["deadline"])
             case "recycle":
                 child.wants_recycling = True
+                if self.phase is Phase.RUNNING:
+                    self.vigil.recycle_one()
             case "cleanup":
                 self.cleanup_wanted = True
             case "empty":
@@ -299,7 +301,8 @@ class Supervisor:
                 self.reload.checked(status, self.phase is Phase.RUNNING)
             case Kind.SCHEDULER:
                 if crashed and self.phase < Phase.LEAVING:
-                    logger.error("the scheduler died: %s", describe_end(status))
+                    reason = child.verdict or describe_end(status)
+                    logger.error("the scheduler died: %s", reason)
                     if child.node == self.node.id:
                         self.wake_workers(len(self.slots))
         for slot in self.slots:

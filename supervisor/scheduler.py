@@ -130,9 +130,12 @@ class SchedulerChild:
 
     def tell_when_empty(self) -> None:
         with contextlib.suppress(DatabaseError):
-            counts = self.engine.counts()
-            if not (counts.ready or counts.running):
+            # Looked at twice: a task may add others and end between the two questions.
+            if not (self.is_ready() or self.engine.claimants(self.node.id) or self.is_ready()):
                 self.tell("empty")
+
+    def is_ready(self) -> bool:
+        return bool(self.engine.ready_count(self.keeper.queues, 1))
 
     def database_lost(self, why: str) -> None:
         self.board_waits = True

@@ -110,7 +110,7 @@ class Overseer:
         # time.monotonic() of the next TaskInterrupted, and of the end of our patience with it.
         self.interrupt_at = self.give_up_at = math.inf
         self.status_at = 0.0
-        self.complained = False
+        self.told_ready = self.complained = False
 
     def wait(self) -> bool:
         """Whether the runner ended; False when a task outlived all that it was granted."""
@@ -122,6 +122,10 @@ class Overseer:
             for signum in self.inbox.read() if self.inbox is not None else ():
                 self.on_signal(signum)
             now = time.monotonic()
+            if not self.told_ready and self.runner.ready.is_set():
+                self.told_ready = True
+                self.status_at = now
+                logger.info("ready")
             if now >= self.interrupt_at:
                 self.interrupt(now)
             if now >= self.give_up_at:

@@ -110,11 +110,7 @@ class WorkerControl:
         self.sleep(seconds)
 
     def began(self, claimed: Claimed) -> None:
-        timeout = claimed.policy.timeout
-        deadline = None if timeout is None else time.monotonic() + hard_limit(timeout)
-        self.board.begin(claimed.id, claimed.attempt, claimed.task_path, deadline)
-        if deadline is not None:
-            self.channel.send("began", deadline=deadline)
+        self.board.begin(claimed.id, claimed.attempt, claimed.task_path, None)
 
     def ended(self, execution: Execution) -> None:
         if os.getpid() != self.pid:
@@ -138,12 +134,19 @@ class WorkerControl:
             if self.interrupted:
                 raise TaskInterrupted(INTERRUPTED)
             if seconds is not None:
+                self.announce_limit(seconds)
                 signal.setitimer(signal.ITIMER_REAL, seconds)
             yield
         finally:
             self.guarded = False
             if seconds is not None:
                 signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def announce_limit(self, seconds: float) -> None:
+        """The parent's clock starts with ours: the import of the task's module is not its time."""
+        deadline = time.monotonic() + hard_limit(seconds)
+        self.board.limit(deadline)
+        self.channel.send("limit", deadline=deadline)
 
     def database_lost(self, why: str) -> None:
         self.board.tick(State.WAITING)

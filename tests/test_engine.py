@@ -226,6 +226,17 @@ def test_a_queue_that_was_empty_a_moment_ago_is_served(engine):
     assert claim_one(engine, queues=select_queues(["e", "c"])).queue == "c"
 
 
+def test_a_queue_whose_rows_others_hold_hides_no_other_queue(engine, database):
+    if database == "sqlite":
+        pytest.skip("SQLite has one writer at a time: the other one waits")
+    put(engine, new_task("a"))
+    assert engine.ready_count(EVERYTHING, 9) == 1
+    put(engine, new_task("b"))
+    with transaction.atomic():
+        claim_one(engine, queues=select_queues(["a"]))
+        assert elsewhere(lambda: claim_one(engine, OTHER).queue) == "b"
+
+
 def test_a_higher_priority_overtakes_at_once(engine):
     put(engine, *(new_task(queue) for queue in "aabb"))
     claim_one(engine)

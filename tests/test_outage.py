@@ -13,6 +13,7 @@ from django.core.management import call_command
 from django.db import connection
 
 from dbtasks.models import ScheduledTask
+from dbtasks.runner import database_backend
 from tests.app import tasks
 from tests.conftest import on_server
 from tests.process import Process, supervise
@@ -189,8 +190,11 @@ def test_burst_waits_for_the_database_too(place: Place) -> None:
 
 
 def enqueue_load() -> None:
-    for _ in range(LOAD):
-        tasks.noop.enqueue()
+    """Return in the middle of it."""
+    done = ScheduledTask.objects.filter(status="SUCCESSFUL")
+    before = done.count()
+    database_backend("default").enqueue_all([(tasks.noop, [], {})] * LOAD)
+    wait_until(lambda: done.count() > before + LOAD // 10)
 
 
 def all_done() -> bool:
@@ -207,7 +211,7 @@ def test_a_database_that_restarts_under_load_loses_no_task(
         pytest.skip("SQLite has no server")
     place.migrate()
     with node(place, mode) as process:
-        process.wait_for("ready" if mode == "process" else "worker threads")
+        process.wait_for("ready")
         workers = process.workers
         for outages in (1, 2):
             enqueue_load()
@@ -231,8 +235,8 @@ def test_a_database_that_hangs_does_not_keep_the_node_from_leaving(
     if server is None:
         pytest.skip("SQLite has no server")
     place.migrate()
-    with node(place, mode, "--grace", "1") as process:
-        process.wait_for("ready" if mode == "process" else "worker threads")
+    with node(place, mode, "--grace", "0.1") as process:
+        process.wait_for("ready")
         connection.close()
         server.pause()
         try:

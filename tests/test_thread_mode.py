@@ -33,7 +33,7 @@ def blocked(started):
 
 def threaded(*flags: str) -> Process:
     process = supervise("-w", "2", "--mode", "thread", *flags)
-    process.wait_for("worker threads")
+    process.wait_for("ready")
     return process
 
 

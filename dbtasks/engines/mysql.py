@@ -71,6 +71,9 @@ def retried[**P, T](
     return run
 
 
+NO_NAMES: tuple[list[str], float] = ([], 0.0)  # names, and when they were asked for
+
+
 class MySQLEngine(ByQueueEngine):
     NOW = "UTC_TIMESTAMP(6)"
     IN_SECONDS = "UTC_TIMESTAMP(6) + INTERVAL %s SECOND"
@@ -79,7 +82,7 @@ class MySQLEngine(ByQueueEngine):
 
     def __init__(self, alias: str, backend: str) -> None:
         super().__init__(alias, backend)
-        self._names: tuple[list[str], float] = ([], 0.0)  # replaced whole: threads share it
+        self._names = NO_NAMES  # replaced whole: threads share it
 
     def transaction(self) -> contextlib.AbstractContextManager[None]:
         return plain_transaction(self.connection, "START TRANSACTION")
@@ -100,6 +103,14 @@ class MySQLEngine(ByQueueEngine):
         with self.transaction():
             finished = self.write_outcomes(outcomes)
             return finished, self.claim_from(who, queues, limit)
+
+    def claim_from(self, who: Claimant, queues: QueueSelection, limit: int) -> list[Claimed]:
+        claimed = super().claim_from(who, queues, limit)
+        if not claimed and queues.only is None and self._names[0]:
+            # Others were faster at the queues that we remembered; there may be more by now.
+            self._names = NO_NAMES
+            claimed = super().claim_from(who, queues, limit)
+        return claimed
 
     def heads(self, queues: QueueSelection) -> list[Head]:
         names, asked_at = self._names
