@@ -83,10 +83,15 @@ class DatabaseBackend(BaseTaskBackend):
         super().validate_task(task)
         if len(task.queue_name) > QUEUE_MAX_LENGTH:
             raise InvalidTask(f"queue_name can have at most {QUEUE_MAX_LENGTH} characters.")
-        if not task.queue_name or task.queue_name.endswith("*"):
+        if not task.queue_name.strip() or task.queue_name.endswith("*"):
             raise InvalidTask(
                 f"queue_name {task.queue_name!r} is not possible: a queue has a name, and one "
                 "that ends with * would be a pattern for --queues."
+            )
+        if task.queue_name != task.queue_name.strip() or "," in task.queue_name:
+            raise InvalidTask(
+                f"queue_name {task.queue_name!r} is not possible: blanks at its ends do not count "
+                "on MariaDB, and a comma separates the names in --queues."
             )
         if len(task.module_path) > PATH_MAX_LENGTH:
             raise InvalidTask(f"the task's path is longer than {PATH_MAX_LENGTH} characters.")

@@ -297,7 +297,7 @@ class Runner:
         for thread in self._threads:
             thread.start()
         logger.info(
-            "runner %s has %d worker threads on queues %s",
+            "runner %s is ready: %d worker threads on queues %s",
             self.worker_id,
             self.workers,
             self.queues,

@@ -55,6 +55,7 @@ class Child:
     database_down: str = ""
     woken_at: float = 0.0
     kill_at: float | None = None  # the last second after a stack dump
+    charge: tuple[str, bool] = ("", True)  # its verdict, unless it moves on before
     condemned_at_tick: float = 0.0  # its last sign of life then
     # Why we ended it, for the errors of its task; and whether the task is to blame.
     verdict: str = ""
@@ -105,7 +106,7 @@ class Child:
     def condemn(self, verdict: str, counted: bool, after: float = 1.0) -> None:
         """A stack dump now and SIGKILL `after` seconds, unless it moves on meanwhile."""
         if self.kill_at is None and self.life is not Life.KILLED:
-            self.verdict, self.counted = verdict, counted
+            self.charge = (verdict, counted)
             self.kill_at = time.monotonic() + after
             self.condemned_at_tick = self.last_tick
             self.signal(WORKER_DUMP)
@@ -113,9 +114,9 @@ class Child:
     def carry_out(self) -> None:
         """The last second is over. Who has moved on runs something else, which is not to blame."""
         if self.last_tick > self.condemned_at_tick:
-            self.verdict, self.counted, self.kill_at = "", True, None
+            self.kill_at = None
         else:
-            self.kill()
+            self.kill(*self.charge)
 
     @property
     def has_worked(self) -> bool:
@@ -187,6 +188,7 @@ class Slot:
     crashes: int = 0
     restarts: int = 0
     restart_at: float = 0.0
+    longest_backoff: float = LONGEST_BACKOFF
 
     @property
     def is_unwell(self) -> bool:
@@ -208,14 +210,14 @@ class Slot:
             return
         self.crashes += 1
         self.restarts += 1
-        self.restart_at = now + backoff(self.crashes, jitter)
+        self.restart_at = now + backoff(self.crashes, jitter, self.longest_backoff)
 
 
-def backoff(crashes: int, jitter: float) -> float:
-    """Seconds until the next try: none after the first crash, then 0.5 s, doubling to a minute."""
+def backoff(crashes: int, jitter: float, longest: float = LONGEST_BACKOFF) -> float:
+    """Seconds until the next try: none after the first crash, then 0.5 s, doubling to `longest`."""
     if crashes <= 1:
         return 0.0
-    delay: float = min(FIRST_BACKOFF * 2.0 ** min(crashes - 2, 20), LONGEST_BACKOFF)
+    delay: float = min(FIRST_BACKOFF * 2.0 ** min(crashes - 2, 20), longest)
     return delay * jitter
 
 

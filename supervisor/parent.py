@@ -86,7 +86,8 @@ class Supervisor:
             lease=application.backend.parsed.worker_timeout,
         )
         self.nursery = Nursery(application, self.node, inbox)
-        self.slots = [Slot(0, Kind.SCHEDULER)]
+        # It renews the lease: while it waits, other nodes must not take us for dead.
+        self.slots = [Slot(0, Kind.SCHEDULER, longest_backoff=self.node.lease / 4)]
         self.slots += [Slot(number, Kind.WORKER) for number in range(1, config.workers + 1)]
         self.phase = Phase.STARTING
         self.exit_code = EXIT_OK
@@ -234,14 +235,14 @@ class Supervisor:
                         child.drain()
                     self.reload.replaced(child)
                 self.check_ready()
+                self.recycle_one()  # its predecessor's place is filled: the next one may go
             case "work":
                 self.wake_workers(int(message["count"]))
             case "limit":
                 child.deadline = float(message["deadline"])
             case "recycle":
                 child.wants_recycling = True
-                if self.phase is Phase.RUNNING:
-                    self.vigil.recycle_one()
+                self.recycle_one()
             case "cleanup":
                 self.cleanup_wanted = True
             case "empty":
@@ -255,6 +256,10 @@ class Supervisor:
             case "database_found":
                 child.database_down = ""
                 self.note_recovery()
+
+    def recycle_one(self) -> None:
+        if self.phase is Phase.RUNNING:
+            self.vigil.recycle_one()
 
     def note_outage(self, why: str) -> None:
         """One line for the node, however many of its processes notice."""
@@ -361,7 +366,8 @@ class Supervisor:
 
     def look_after_children(self, now: float) -> None:
         """Once a second; and the waker of last resort, while nobody else looks at the queue."""
-        self.vigil.look(now, recycle=self.phase is Phase.RUNNING)
+        self.vigil.look(now)
+        self.recycle_one()
         if self.phase is Phase.RUNNING and not any(
             child.ready and child.stopped_since is None
             for child in self.nursery.of_kind(Kind.SCHEDULER)

@@ -20,23 +20,35 @@ logger = logging.getLogger("dbtasks")
 LOOK = 1.0  # seconds between two looks at the files
 
 
-def run_reloader(channel: Channel, board: Board) -> int:
+class Changes:
     """Compares modification times of every imported module's file, as runserver does."""
-    watcher = StatReloader()
-    seen: dict[Path, float] = dict(watcher.snapshot_files())
+
+    def __init__(self) -> None:
+        self._watcher = StatReloader()
+        self._seen: dict[Path, float] = dict(self._watcher.snapshot_files())
+        self._early = saved_since(STARTED, self._seen)
+
+    def look(self) -> Path | None:
+        """One of the files that changed since the last look."""
+        changed, self._early = self._early, []
+        now = dict(self._watcher.snapshot_files())
+        changed += [path for path, time_ in now.items() if self._seen.get(path, time_) != time_]
+        self._seen = now
+        return changed[0] if changed else None
+
+
+def run_reloader(channel: Channel, board: Board) -> int:
+    """The main function of the reloader; returns its exit code."""
+    changes = Changes()
     channel.send("ready")
-    changed = saved_since(STARTED, seen)
     while True:
-        if changed:
-            channel.send("changed", path=str(changed[0]))
+        if path := changes.look():
+            channel.send("changed", path=str(path))
+        board.tick()
         select.select([channel], [], [], LOOK)
         channel.receive()
         if channel.closed:
             return EXIT_OK
-        now = dict(watcher.snapshot_files())
-        changed = [path for path, modified in now.items() if seen.get(path, modified) != modified]
-        seen = now
-        board.tick()
 
 
 def saved_since(start: float, files: Mapping[Path, float]) -> list[Path]:

@@ -7,14 +7,18 @@ import logging
 import math
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dbtasks.runner import Runner
 
 from .logs import reopen_logs
+from .reloader import LOOK as LOOK_AT_CODE
+from .reloader import Changes
 from .status import write_status
 
 if TYPE_CHECKING:
@@ -31,7 +35,8 @@ INTERRUPT_GRACE = 5.0  # seconds between TaskInterrupted and giving up on a thre
 ABANDON_GRACE = 3.0  # seconds for giving rows back; if the database hangs, the lease does it
 INTERRUPT_AGAIN = 1.0  # seconds until a task that swallowed TaskInterrupted gets the next one
 EXIT_OK, EXIT_INTERNAL = 0, 1
-PROCESSES_ONLY = ("max_tasks", "max_memory", "reload")
+PROCESSES_ONLY = ("max_tasks", "max_memory")
+CHECK_TIMEOUT = 60.0  # seconds for the check of changed code in a fresh process
 
 
 def run_threaded(
@@ -63,7 +68,8 @@ def run_threaded(
     thread.start()
     if inbox is not None:
         inbox.booting = False
-    if not Overseer(runner, thread, inbox, config).wait():
+    overseer = Overseer(runner, thread, inbox, application)
+    if not overseer.wait():
         logger.error("a task does not end; it goes back to the queue")
         abandoning = threading.Thread(target=runner.abandon, name="dbtasks-abandon", daemon=True)
         abandoning.start()
@@ -71,7 +77,33 @@ def run_threaded(
         if pidfile is not None:
             pidfile.release()
         leave()
+    if overseer.restarts:
+        execute(application, pidfile)
     return EXIT_INTERNAL if failures else EXIT_OK
+
+
+def execute(application: Application, pidfile: Pidfile | None) -> None:
+    """Becomes the changed code, with the same pid. Returns only if that is impossible."""
+    environ = {**os.environ, **(pidfile.environ() if pidfile is not None else {})}
+    try:
+        os.execve(application.argv[0], list(application.argv), environ)
+    except OSError as error:
+        logger.error("cannot restart: %s", error)
+
+
+def check_code(application: Application, path: Path) -> bool:
+    """Whether the changed code loads in a fresh process; if not, says why."""
+    logger.info("%s changed: checking the new code", path)
+    command = [*application.argv, "--check"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=CHECK_TIMEOUT)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        logger.error("not reloading: the new code cannot be checked: %s", error)
+        return False
+    if done.returncode:
+        told = f"{done.stdout}{done.stderr}".strip()
+        logger.error("not reloading: the check of the new code failed\n%s", told)
+    return not done.returncode
 
 
 def warn_of_idle_settings(config: RunConfig) -> None:
@@ -100,12 +132,16 @@ class Overseer:
         runner: Runner,
         thread: threading.Thread,
         inbox: SignalInbox | None,
-        config: RunConfig,
+        application: Application,
     ) -> None:
         self.runner = runner
         self.thread = thread
         self.inbox = inbox
-        self.config = config
+        self.application = application
+        self.config = application.config
+        self.changes = Changes() if application.reloads else None
+        self.changes_at = 0.0
+        self.restarts = False
         self.interrupts = 0
         # time.monotonic() of the next TaskInterrupted, and of the end of our patience with it.
         self.interrupt_at = self.give_up_at = math.inf
@@ -133,7 +169,17 @@ class Overseer:
             if now >= self.status_at:
                 self.status_at = now + STATUS_EVERY
                 self.write_status()
+            if self.changes is not None and not self.runner.stopping and now >= self.changes_at:
+                self.changes_at = now + LOOK_AT_CODE
+                self.look_at_code(self.changes)
         return True
+
+    def look_at_code(self, changes: Changes) -> None:
+        """Restarts with changed code, if it loads; until then the old code serves on."""
+        path = changes.look()
+        if path is not None and check_code(self.application, path):
+            self.restarts = True
+            self.drain()
 
     def on_signal(self, signum: int) -> None:
         """TERM and INT drain, a second INT interrupts, a third one and QUIT leave at once."""

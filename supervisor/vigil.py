@@ -49,7 +49,7 @@ class Vigil:
                 counted=True,
             )
 
-    def look(self, now: float, recycle: bool) -> None:
+    def look(self, now: float) -> None:
         """Once a second."""
         for child in self.nursery.of_kind(Kind.WORKER, Kind.SCHEDULER, Kind.JANITOR):
             if child.life is not Life.KILLED:
@@ -59,8 +59,6 @@ class Vigil:
             self.look_at_memory(child)
             if child.deadline is None:
                 self.enforce_limit(child, now)  # its message about the limit may have been lost
-        if recycle:
-            self.recycle_one()
         if any(child.ready and child.age >= HEALTHY_AGE for child in workers):
             self.healthy_at = now
 

@@ -3,7 +3,6 @@
 Most tests share one node, which has to survive them all.
 """
 
-import collections
 import hashlib
 import os
 import re
@@ -206,13 +205,8 @@ def test_poison_among_other_tasks_does_not_slow_them_down(db: None, tmp_path: Pa
 @pytest.mark.once
 def test_workers_are_replaced_after_their_number_of_tasks(db: None) -> None:
     with Node("--max-tasks", "5", workers=2) as node:
-        results = [sleep.enqueue(0.02) for _ in range(60)]
-        for result in results:
-            finished(result)
-        by_worker = collections.Counter(result.worker_ids[0] for result in results)
-        # After five tasks and what it did until it was told; the other one may be asked first.
-        assert max(by_worker.values()) <= 30
-        assert len(by_worker) >= 4
+        results = [sleep.enqueue(0.02) for _ in range(100)]
+        assert len({finished(result).worker_ids[0] for result in results}) >= 5
         assert {result.attempts for result in results} == {1}
         assert "died" not in node.log()
 

@@ -91,8 +91,9 @@ def reload(process: Process, times: int) -> None:
 
 
 @pytest.mark.once
-def test_an_edited_tasks_module_is_served_soon_by_the_same_parent(shop: Shop) -> None:
-    with serving(shop, "--reload") as process:
+@pytest.mark.parametrize("mode", ["process", "thread"])
+def test_an_edited_tasks_module_is_served_soon_by_the_same_parent(shop: Shop, mode: str) -> None:
+    with serving(shop, "--reload", "--mode", mode) as process:
         assert shop.served() == 1
         shop.edit(2)
         shop.wait_for_version(2)
@@ -102,8 +103,11 @@ def test_an_edited_tasks_module_is_served_soon_by_the_same_parent(shop: Shop) ->
 
 
 @pytest.mark.once
-def test_a_syntax_error_keeps_the_old_code_serving_until_it_is_mended(shop: Shop) -> None:
-    with serving(shop, "--reload") as process:
+@pytest.mark.parametrize("mode", ["process", "thread"])
+def test_a_syntax_error_keeps_the_old_code_serving_until_it_is_mended(
+    shop: Shop, mode: str
+) -> None:
+    with serving(shop, "--reload", "--mode", mode) as process:
         workers = process.workers
         shop.edit(2, "def oops(:\n")
         process.wait_for("not reloading")

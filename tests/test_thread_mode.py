@@ -149,7 +149,6 @@ def test_sigusr2_dumps_the_stacks_and_nothing_ends(db: None) -> None:
 
 
 def test_flags_for_processes_only_are_answered_with_a_warning(db: None) -> None:
-    with threaded("--max-tasks", "5", "--reload") as process:
+    with threaded("--max-tasks", "5") as process:
         assert process.terminate() == 0
         assert process.count("--max-tasks has no effect with --mode thread") == 1
-        assert process.count("--reload has no effect with --mode thread") == 1
