@@ -79,6 +79,10 @@ lint: env  ## ruff, mypy, and the list of packages in pyproject.toml
 bench: env  ## Drain rate, rescue time and idle cost on every database, on durable servers
 	@$(PY) -m tests.bench $(ARGS)
 
+.PHONY: chaos
+chaos: env  ## Load and random kills on every database: SECONDS=180 in all, SEED=, ARGS="--help"
+	@$(PY) -m tests.chaos --seconds $(or $(SECONDS),180) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
 .PHONY: demo
 demo: env  ## The example project, start to end, with what it shows
 	@$(PY) deploy/example/demo.py $(ARGS)

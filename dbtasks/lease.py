@@ -31,8 +31,18 @@ class Lease:
     @property
     def is_doubtful(self) -> bool:
         """Whether it was never renewed, or not for half of its time."""
+        return not self._renewed_at or self.is_lapsed
+
+    @property
+    def is_lapsed(self) -> bool:
+        """Whether it was renewed before, but not for half of its time."""
+        renewed_at = self._renewed_at
+        return bool(renewed_at) and clock() - renewed_at > self.node.lease / 2
+
+    @property
+    def _renewed_at(self) -> float:
         (renewed_at,) = _TIME.unpack_from(self._page)
-        return not renewed_at or clock() - float(renewed_at) > self.node.lease / 2
+        return float(renewed_at)
 
 
 def clock() -> float:

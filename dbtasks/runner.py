@@ -11,7 +11,6 @@ import contextlib
 import functools
 import logging
 import os
-import random
 import select
 import socket
 import threading
@@ -27,23 +26,21 @@ from django.tasks.base import TaskContext, TaskResult
 
 from .backend import DatabaseBackend
 from .consumer import Consumer
-from .engines import Claimant, Claimed, Death, NodeInfo
+from .engines import Claimant, Death, NodeInfo
 from .engines.connection import migrate_command
-from .execution import Execution
 from .ids import random_suffix
-from .interruption import ThreadLimit
 from .lease import Lease
 from .periodic import Periodic
 from .queues import select_queues
 from .results import unchecked
 from .retention import prune, stop_when
 from .tasks import Task
+from .threads import ThreadControl
 from .timekeeper import Hooks, Timekeeper, keep_patient
 
 logger = logging.getLogger("dbtasks")
 T = TypeVar("T")
 
-SELF_LOOK = (20.0, 40.0)  # seconds after which an idle worker looks without having been woken
 RESULT_LOOK = 0.02  # seconds between two looks at a result that somebody waits for
 
 
@@ -87,59 +84,6 @@ def database_backend(alias: str) -> DatabaseBackend:
             f"to have work; it is {type(backend).__module__}.{type(backend).__qualname__}."
         )
     return backend
-
-
-class ThreadControl:
-    """A worker thread's Control."""
-
-    def __init__(self, runner: Runner) -> None:
-        self.runner = runner
-        self.limit = ThreadLimit()
-        self.waiting = False
-        self.running = False
-        self.resting = False
-        self._woken = threading.Event()
-
-    def stopping(self) -> bool:
-        return self.runner.stopping
-
-    def idle(self) -> None:
-        self._woken.clear()
-        self.waiting = True
-        self.runner.note_progress()
-
-    def wait(self) -> None:
-        self.runner.worker_rests(self)
-        if not self.stopping():
-            self._woken.wait(random.uniform(*SELF_LOOK))
-        self.waiting = False
-
-    def wake(self) -> None:
-        self.waiting = False
-        self._woken.set()
-
-    def pause(self, seconds: float) -> None:
-        if self.stopping():
-            time.sleep(min(seconds, 0.1))
-        else:
-            self.runner.stop_event.wait(seconds)
-
-    def began(self, claimed: Claimed) -> None:
-        self.waiting, self.running = False, True
-        self.runner.worker_begins(self)
-
-    def ended(self, execution: Execution) -> None:
-        self.limit.release()
-        self.running = False
-
-    def settled(self) -> None:
-        self.runner.note_progress()
-
-    def database_lost(self, why: str) -> None:
-        self.runner.database_lost(self, why)
-
-    def database_found(self) -> None:
-        self.runner.database_found(self)
 
 
 class Runner:

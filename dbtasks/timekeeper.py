@@ -39,6 +39,7 @@ LOCK_RETRY = 0.25  # seconds until we look again whether another node has done t
 # in the next NOTIFY_INTERVAL, and a loaded database takes its time to commit that.
 ECHOES = (1.5 * NOTIFY_INTERVAL, 10 * NOTIFY_INTERVAL)
 PROMOTE_BATCH = 1000
+OUTAGE_ECHO = 10.0  # seconds after an outage in which every living node has renewed its lease
 LONGEST_SLEEP = 60.0  # seconds
 # Seconds between two looks for work where nothing tells us of a change and --delay is not given.
 DELAY_WITH_NOTIFICATIONS, DELAY_WITHOUT = 2.0, 0.1
@@ -53,7 +54,9 @@ class Hooks:
     cleanup: Callable[[], None]
     """There are rows past their retention."""
     workers: Callable[[], list[dict[str, Any]]]
-    """The node's workers now, as fields of models.Worker."""
+    """The node's workers as we know them, as fields of models.Worker."""
+    told_at: Callable[[], float] = time.monotonic
+    """When that was so (monotonic): the parent of processes may be late to tell."""
 
 
 class Timekeeper:
@@ -85,11 +88,11 @@ class Timekeeper:
         self.periodic = {entry.name: entry for entry in periodic}
         self.retention = retention
         self.draining = False
-        self._strays: set[str] = set()
+        self._strays: dict[str, float] = {}  # since when we have seen them, monotonic
         self._deployed_at: datetime.datetime | None = None
         self._next: dict[str, datetime.datetime] = {}
         self._differing: set[str] = set()
-        self._changed_at = float("-inf")
+        self._changed_at = self._judges_from = float("-inf")
         self._renew_at = self._look_at = self._promote_at = self._periodic_at = 0.0
 
     # The loop's two questions
@@ -123,7 +126,10 @@ class Timekeeper:
 
     def heartbeat(self) -> None:
         """Renews the lease, reports the workers, and looks after what others left behind."""
+        lapsed = self.lease.is_lapsed
         self.lease.renew(self.engine, "draining" if self.draining else "running")
+        if lapsed:
+            self.trust_others()
         self._renew_at = time.monotonic() + self.backend.parsed.heartbeat
         workers = self.hooks.workers()
         self.engine.save_workers(self.node.id, workers)
@@ -141,19 +147,31 @@ class Timekeeper:
         """Gives back what a worker of ours claimed whose death was dealt with before.
 
         The server may commit a claim after the worker that asked for it was killed and rescued.
-        Such a row never ran. Seen twice, since a worker may be younger than what we know.
+        Such a row never ran. But a worker may also be younger than what we know: that it is dead,
+        only a list of the living says that was made after its claim was seen.
         """
+        told_at = self.hooks.told_at()
         strays = self.engine.claimants(self.node.id) - living if living else set()
-        for worker in strays & self._strays:
+        now = time.monotonic()
+        self._strays = {worker: self._strays.get(worker, now) for worker in strays}
+        for worker in [worker for worker in strays if self._strays[worker] < told_at]:
             death = Death("its claim came after its death", running=frozenset())
             if rescued := self.engine.rescue(self.node.id, worker, death):
                 logger.warning(
                     "gave back %d tasks of dead worker %s", len(rescued.released), worker
                 )
-        self._strays = strays
+
+    def trust_others(self) -> None:
+        """We could not renew in time, so others cannot have either: they get time to do it."""
+        self._judges_from = time.monotonic() + max(self.node.lease, OUTAGE_ECHO)
 
     def rescue_dead_nodes(self) -> None:
-        for node_id, name in self.engine.dead_nodes():
+        dead = self.engine.dead_nodes()
+        if self.lease.is_doubtful:  # the database has let us wait for its answers
+            self.trust_others()
+        if time.monotonic() < self._judges_from:
+            return
+        for node_id, name in dead:
             if node_id == self.node.id:
                 continue
             reason = (

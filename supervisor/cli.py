@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .config import BootError, ConfigError, add_arguments, resolve
+from .config import CHILDREN, BootError, ConfigError, add_arguments, resolve
 from .status import healthcheck
 
 if TYPE_CHECKING:
@@ -75,7 +75,8 @@ def run(namespace: argparse.Namespace, *, setup: bool) -> int:
     """Loads the application and runs it until it is told to stop. Returns the exit code."""
     inbox = make_inbox()
     if inbox is not None:
-        inbox.booting = True
+        # After a reload there are children already, which leaving would abandon.
+        inbox.booting = CHILDREN not in os.environ
     from django.core.exceptions import ImproperlyConfigured
 
     try:

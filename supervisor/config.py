@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from .options import SETTINGS, Setting
 
+CHILDREN = "_DBTASKS_CHILDREN"  # what an exec in place takes over, as JSON in the environment
 #: Unix time in seconds. What was saved later may be newer than the code that this process has.
 STARTED = time.time()
 _SETTINGS = {setting.name: setting for setting in SETTINGS}

@@ -6,7 +6,6 @@ or the database does can keep it from answering a signal. Deadlines are on the m
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import logging
 import os
@@ -24,7 +23,8 @@ from dbtasks.ids import random_suffix
 from .application import Application
 from .channel import Message
 from .child import Child, Kind, Life, Slot, describe_end
-from .janitor import Cleanup, Farewell, Job, Rescue
+from .errands import Errands
+from .janitor import Rescue
 from .logs import reopen_logs, set_process_name
 from .newborn import EXIT_BOOT, EXIT_CRASHED
 from .nursery import Nursery
@@ -91,10 +91,7 @@ class Supervisor:
         self.slots += [Slot(number, Kind.WORKER) for number in range(1, config.workers + 1)]
         self.phase = Phase.STARTING
         self.exit_code = EXIT_OK
-        self.jobs: list[Job] = []
-        self.cleanup_wanted = False
-        self.janitor_crashes = 0
-        self.janitor_at = 0.0
+        self.errands = Errands(self.nursery)
         self.phase_ends = 0.0
         self.interrupts = 0
         self.looked_at = 0.0
@@ -143,7 +140,7 @@ class Supervisor:
             self.looked_at = now
             self.look_after_children(now)
         self.fill_slots(now)
-        self.start_janitors(now)
+        self.errands.start(now, cleanup=self.phase is Phase.RUNNING)
         self.shut_down_further(now)
         self.reporter.report(now)
 
@@ -157,8 +154,8 @@ class Supervisor:
         # What cannot be acted upon yet is no deadline: it would keep the loop spinning.
         if self.phase in (Phase.DRAINING, Phase.INTERRUPTING, Phase.LEAVING):
             times.append(self.phase_ends)
-        if self.jobs and not self.is_rescuing:
-            times.append(self.janitor_at)
+        if (errand_at := self.errands.wake_at) is not None:
+            times.append(errand_at)
         return max(0.0, min(min(times) - now, LOOK))
 
     # Signals
@@ -244,7 +241,7 @@ class Supervisor:
                 child.wants_recycling = True
                 self.recycle_one()
             case "cleanup":
-                self.cleanup_wanted = True
+                self.errands.cleanup_wanted = True
             case "empty":
                 self.drain("nothing is ready (--burst)")
             case "changed":
@@ -301,7 +298,7 @@ class Supervisor:
             case Kind.WORKER:
                 self.bury_worker(child, status)
             case Kind.JANITOR:
-                self.bury_janitor(child, crashed)
+                self.errands.bury(child, crashed)
             case Kind.CHECKER:
                 self.reload.checked(status, self.phase is Phase.RUNNING)
             case Kind.SCHEDULER:
@@ -338,16 +335,7 @@ class Supervisor:
                 extra={"worker_id": child.identity},
             )
         death = Death(reason=reason, running=running, counted=child.counted)
-        self.jobs.append(Rescue(child.node, child.identity, death))
-
-    def bury_janitor(self, child: Child, crashed: bool) -> None:
-        if not crashed:
-            self.janitor_crashes = 0
-            return
-        self.janitor_crashes += 1
-        self.janitor_at = time.monotonic() + min(0.1 * 2.0**self.janitor_crashes, 10.0)
-        logger.error("the janitor died; its work is tried again")
-        self.jobs += [job for job in child.jobs if not isinstance(job, Cleanup)]
+        self.errands.add(Rescue(child.node, child.identity, death))
 
     def note_boot_failure(self, child: Child, status: int) -> None:
         """A child that cannot even start is fatal, but only before the first READY."""
@@ -380,7 +368,7 @@ class Supervisor:
             self.exit_code = EXIT_GAVE_UP
             self.kill()
 
-    # Filling slots and doing jobs
+    # Filling slots
 
     def may_fill(self, slot: Slot) -> bool:
         """No worker starts during a drain; the scheduler is wanted until the end."""
@@ -402,35 +390,6 @@ class Supervisor:
                 logger.error("cannot fork (%s); trying again", error)
             else:
                 self.reporter.tell_scheduler_soon()
-
-    def start_janitors(self, now: float) -> None:
-        """One janitor for rescues and one for retention: the first never waits for the second."""
-        try:
-            if self.jobs and not self.is_rescuing and now >= self.janitor_at:
-                jobs, self.jobs = self.jobs, []
-                try:
-                    self.nursery.fork_janitor(jobs)
-                except OSError:
-                    self.jobs = jobs
-                    raise
-            if self.cleanup_wanted and not self.is_cleaning and self.phase is Phase.RUNNING:
-                self.nursery.fork_janitor([Cleanup()])
-                self.cleanup_wanted = False
-        except OSError as error:
-            self.janitor_at = now + 1.0
-            logger.error("cannot fork a janitor (%s); trying again", error)
-
-    @property
-    def is_cleaning(self) -> bool:
-        return any(
-            isinstance(job, Cleanup)
-            for child in self.nursery.of_kind(Kind.JANITOR)
-            for job in child.jobs
-        )
-
-    @property
-    def is_rescuing(self) -> bool:
-        return len(self.nursery.of_kind(Kind.JANITOR)) > self.is_cleaning
 
     # Reloading
 
@@ -495,7 +454,7 @@ class Supervisor:
     def leave_when_rescued(self, now: float) -> None:
         """The scheduler keeps the lease until no claim is left, and goes last."""
         self.rescue_ends = self.rescue_ends or now + JANITOR_GRACE
-        if self.jobs or self.nursery.of_kind(Kind.JANITOR):
+        if self.errands.pending:
             if now < self.rescue_ends:
                 return
             logger.error("leaving without rescue: the lease's end will do it")
@@ -505,5 +464,4 @@ class Supervisor:
         for child in schedulers:
             child.channel.send("leave")
         if not schedulers:
-            with contextlib.suppress(OSError):  # then the lease ends by itself
-                self.nursery.fork_janitor([Farewell(self.node.id)])
+            self.errands.say_farewell(self.node.id)

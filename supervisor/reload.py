@@ -17,6 +17,7 @@ from typing import IO, Any
 from .application import Application
 from .channel import Channel
 from .child import Child, Kind, Life, describe_end
+from .config import CHILDREN
 from .nursery import Nursery
 from .pidfile import Pidfile
 from .signals import block_all
@@ -24,7 +25,6 @@ from .systemd import Notifier
 
 logger = logging.getLogger("dbtasks")
 
-CHILDREN = "_DBTASKS_CHILDREN"  # what the next image takes over, as JSON
 TOLD = 4000  # characters of a failed check's output that are worth a log line
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import time
 from typing import TYPE_CHECKING, Any
 
 from .child import Kind, Life
@@ -113,9 +114,10 @@ class Reporter:
         """The node's workers, for the tables that the admin and others read."""
         nursery = self.supervisor.nursery
         restarts = {slot.child: slot.restarts for slot in self.supervisor.slots if slot.child}
+        at = time.monotonic()
         rows = [child.row(restarts.get(child, 0)) for child in nursery.workers]
+        batches = list(itertools.batched(rows, ROWS_PER_MESSAGE))
         for scheduler in nursery.of_kind(Kind.SCHEDULER):
-            first = True
-            for batch in itertools.batched(rows, ROWS_PER_MESSAGE):
-                scheduler.channel.send("workers", first=first, rows=list(batch))
-                first = False
+            for number, batch in enumerate(batches, 1):
+                first, last = number == 1, number == len(batches)
+                scheduler.channel.send("workers", first=first, last=last, at=at, rows=list(batch))

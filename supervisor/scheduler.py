@@ -56,6 +56,8 @@ class SchedulerChild:
         self.board = board
         self.burst = config.burst
         self.workers: dict[str, dict[str, Any]] = {}
+        self.told_at = 0.0
+        self.report: dict[str, dict[str, Any]] = {}  # of which some messages are still to come
         self.leaving = False
         self.told_ready = False
         self.inbox = SignalInbox(())
@@ -65,6 +67,7 @@ class SchedulerChild:
             work=lambda count: self.tell("work", count=count),
             cleanup=lambda: self.tell("cleanup"),
             workers=lambda: list(self.workers.values()),
+            told_at=lambda: self.told_at,
         )
         self.keeper = Timekeeper(
             backend,
@@ -109,8 +112,10 @@ class SchedulerChild:
                     self.leaving = True
                 case "workers":
                     if message["first"]:
-                        self.workers.clear()
-                    self.workers.update((row["id"], row) for row in message["rows"])
+                        self.report = {}
+                    self.report.update((row["id"], row) for row in message["rows"])
+                    if message["last"]:
+                        self.workers, self.told_at = self.report, float(message["at"])
                 case "reopen_logs":
                     from .logs import reopen_logs
 

@@ -28,10 +28,13 @@ SET status = %s, finished_at = {now}, return_value = %s, errors = %s, worker_ids
     failures = %s, delete_after = {in_seconds}, claim_node = NULL, claimed_by = NULL
 WHERE id = %s AND claimed_by = %s AND attempt = %s"""
 
-# As FINISH, for a row that runs again: at once, or deferred.
+# As FINISH, for a row that runs again: at once, or deferred. One whose attempts were not counted
+# was never started.
 RETRY = """
 UPDATE dbtasks_scheduledtask
 SET status = 'READY', errors = %s, worker_ids = %s, failures = %s,
+    started_at = CASE WHEN %s = '[]' THEN NULL ELSE started_at END,
+    last_attempted_at = CASE WHEN %s = '[]' THEN NULL ELSE last_attempted_at END,
     ready_queue = CASE WHEN %s > 0 THEN NULL ELSE queue END,
     due_at = CASE WHEN %s > 0 THEN {in_seconds} END, claim_node = NULL, claimed_by = NULL
 WHERE id = %s AND claimed_by = %s AND attempt = %s"""
@@ -146,7 +149,8 @@ class PortableEngine(Upkeep):
     def write_outcome(self, outcome: Outcome) -> bool:
         fence = (outcome.id, outcome.worker, outcome.attempt)
         if outcome.retry_in is not None:
-            values: tuple[Any, ...] = (outcome.errors, outcome.worker_ids, outcome.failures)
+            done = outcome.worker_ids
+            values: tuple[Any, ...] = (outcome.errors, done, outcome.failures, done, done)
             return bool(self.run(RETRY, values + (bounded(outcome.retry_in),) * 3 + fence))
         values = (
             outcome.status,

@@ -81,6 +81,8 @@ outcome AS MATERIALIZED (
     SET status = o.status, return_value = o.return_value, errors = o.errors,
         worker_ids = o.worker_ids, failures = o.failures, claim_node = NULL, claimed_by = NULL,
         finished_at = CASE WHEN o.retry_in IS NULL THEN {now} END,
+        started_at = CASE WHEN o.worker_ids <> '[]' THEN t.started_at END,
+        last_attempted_at = CASE WHEN o.worker_ids <> '[]' THEN t.last_attempted_at END,
         ready_queue = CASE WHEN o.retry_in <= 0 THEN t.queue END,
         due_at = CASE WHEN o.retry_in > 0 THEN {now} + o.retry_in * interval '1 second' END,
         delete_after = CASE WHEN o.retry_in IS NULL

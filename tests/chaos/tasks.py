@@ -6,15 +6,11 @@ import hashlib
 import os
 import subprocess
 import time
-from dataclasses import dataclass
 from typing import Any
 
 from django.db import Error as DatabaseError
 from django.db import transaction
 
-from dbtasks.engines.portable import WORKER_DIED
-from dbtasks.exceptions import TaskTimeout
-from dbtasks.policy import class_path
 from dbtasks.tasks import task
 
 from .journal import journalled
@@ -126,33 +122,3 @@ def tick(context: Any, name: str) -> str:
 def share(token: str) -> float:
     """A number from 0 to 1 that is always the same for a token."""
     return int(token[:4], 16) / 0xFFFF
-
-
-@dataclass(frozen=True)
-class Kind:
-    """`task`, how often it is drawn, and how it must end: `error` and `failures` if FAILED."""
-
-    task: Any
-    weight: int
-    error: str | None = None
-    failures: int | None = None
-    crashes: int | None = None
-
-
-KINDS = {
-    kind.task.name: kind
-    for kind in (
-        Kind(noop, 24),
-        Kind(sleep, 16),
-        Kind(compute, 8),
-        Kind(write_entry, 12),
-        Kind(write_and_refuse, 4, class_path(Refused)),
-        Kind(fail_twice, 6),
-        Kind(fail_always, 3, class_path(Refused), failures=3),
-        Kind(fail_once, 3, class_path(Refused), failures=1),
-        Kind(return_much, 4),
-        Kind(poison, 1, WORKER_DIED, crashes=2),
-        Kind(overrun, 2, class_path(TaskTimeout)),
-        Kind(start_process, 4),
-    )
-}

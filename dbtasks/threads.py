@@ -1,0 +1,70 @@
+"""A worker thread of the Runner, as the Consumer sees it."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from .engines import Claimed
+from .execution import Execution
+from .interruption import ThreadLimit
+
+if TYPE_CHECKING:
+    from .runner import Runner
+
+SELF_LOOK = (20.0, 40.0)  # seconds after which an idle worker looks without having been woken
+
+
+class ThreadControl:
+    """A worker thread's Control."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+        self.limit = ThreadLimit()
+        self.waiting = False
+        self.running = False
+        self.resting = False
+        self._woken = threading.Event()
+
+    def stopping(self) -> bool:
+        return self.runner.stopping
+
+    def idle(self) -> None:
+        self._woken.clear()
+        self.waiting = True
+        self.runner.note_progress()
+
+    def wait(self) -> None:
+        self.runner.worker_rests(self)
+        if not self.stopping():
+            self._woken.wait(random.uniform(*SELF_LOOK))
+        self.waiting = False
+
+    def wake(self) -> None:
+        self.waiting = False
+        self._woken.set()
+
+    def pause(self, seconds: float) -> None:
+        if self.stopping():
+            time.sleep(min(seconds, 0.1))
+        else:
+            self.runner.stop_event.wait(seconds)
+
+    def began(self, claimed: Claimed) -> None:
+        self.waiting, self.running = False, True
+        self.runner.worker_begins(self)
+
+    def ended(self, execution: Execution) -> None:
+        self.limit.release()
+        self.running = False
+
+    def settled(self) -> None:
+        self.runner.note_progress()
+
+    def database_lost(self, why: str) -> None:
+        self.runner.database_lost(self, why)
+
+    def database_found(self) -> None:
+        self.runner.database_found(self)
