@@ -250,7 +250,7 @@ class Consumer:
         With outcomes to write it goes on even then: whoever wants the worker gone will kill it.
         """
         delay = RETRY_FIRST
-        lost = False
+        lost = failed = False
         while True:
             try:
                 result = action()
@@ -260,6 +260,9 @@ class Consumer:
                     raise
                 self.engine.close()
                 self._strays_until = time.monotonic() + LATE_EFFECT
+                if not failed:
+                    failed = True  # an outage of before may have broken it: first try a new one
+                    continue
                 if not lost:
                     self.control.database_lost(why)
                 lost = True

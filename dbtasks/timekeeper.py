@@ -387,18 +387,23 @@ def keep_patient(
 
     def tick() -> float:
         nonlocal delay
-        try:
-            seconds = keeper.tick()
-        except DatabaseError as error:
-            why = keeper.engine.unavailable(error)
-            if why is None:
-                raise
-            with contextlib.suppress(Exception):
-                keeper.engine.close()
-            if not delay:
-                lost(why)
-            delay = min(max(0.1, delay * 2), 5.0)
-            return delay
+        # A first failure may be that of a connection which an earlier outage broke: try a new one.
+        for once_more in (False,) if delay else (True, False):
+            try:
+                seconds = keeper.tick()
+                break
+            except DatabaseError as error:
+                why = keeper.engine.unavailable(error)
+                if why is None:
+                    raise
+                with contextlib.suppress(Exception):
+                    keeper.engine.close()
+                if once_more:
+                    continue
+                if not delay:
+                    lost(why)
+                delay = min(max(0.1, delay * 2), 5.0)
+                return delay
         if delay:
             delay = 0.0
             found()

@@ -282,6 +282,8 @@ class Supervisor:
             self.reporter.ready()
             if self.application.reloads:
                 self.nursery.fork_reloader()
+            if self.reload_wanted:
+                self.reload.begin(self.reload_wanted)
 
     def wake_workers(self, count: int) -> None:
         now = time.monotonic()
@@ -394,8 +396,13 @@ class Supervisor:
     # Reloading
 
     def begin_reload(self, why: str) -> None:
-        if self.phase is Phase.RUNNING:
+        """One that comes while we start is not forgotten: our code may be older than it."""
+        if self.phase is Phase.STARTING:
+            self.reload_wanted = why
+        elif self.phase is Phase.RUNNING:
             self.reload.begin(why)
+
+    reload_wanted = ""
 
     # The end
 

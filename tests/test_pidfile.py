@@ -24,8 +24,9 @@ pidfile = Pidfile(sys.argv[1])
 pidfile.acquire()
 """
 # The parent leaves a child behind that was forked while the file was held.
-HOLD_WITH_CHILD = HOLD + "import os; child = os.fork(); print(os.getpid(), flush=True)\n"
-WAIT = "print('held', flush=True); sys.stdin.read()\n"
+HOLD_WITH_CHILD = HOLD + "import os; child = os.fork(); os.write(1, b'%d\\n' % os.getpid())\n"
+# In one write: print() would let another process write between the text and its end of line.
+WAIT = "import os; os.write(1, b'held\\n'); sys.stdin.read()\n"
 EXEC = (
     HOLD
     + """

@@ -4,7 +4,6 @@ import importlib
 import os
 import shutil
 import signal
-import site
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -303,10 +302,9 @@ def test_an_interpreter_that_a_deploy_took_away_does_not_end_the_node(
     python.parent.mkdir()
     python.symlink_to(sys.executable)
     shutil.copy(Path(sys.prefix, "pyvenv.cfg"), tmp_path)
-    paths = [os.environ["PYTHONPATH"], *site.getsitepackages()]
+    (tmp_path / "lib").symlink_to(Path(sys.prefix, "lib"))
     command = (str(python), *SUPERVISOR[1:])
-    env = {"PYTHONPATH": os.pathsep.join(paths)}
-    with shop.supervise("-w", "1", command=command, env=env) as process:
+    with shop.supervise("-w", "1", command=command) as process:
         process.wait_for("ready")
         python.unlink()
         process.signal(signal.SIGHUP)

@@ -2,12 +2,13 @@
 
 from dbtasks import Periodic
 from tests.settings import *  # noqa: F403
-from tests.settings import INSTALLED_APPS, TASKS
+from tests.settings import INSTALLED_APPS as APPS
+from tests.settings import TASKS as THEIR_TASKS
 
 LEASE = 2.0  # seconds
 
-INSTALLED_APPS = [*INSTALLED_APPS, "tests.chaos"]
-TASKS["default"]["OPTIONS"] = {
+INSTALLED_APPS = [*APPS, "tests.chaos"]
+OPTIONS = {
     "heartbeat": 0.5,
     "worker_timeout": LEASE,
     # What we kill must not fail: a FAILED task is then one of the kinds that fail by themselves.
@@ -19,3 +20,5 @@ TASKS["default"]["OPTIONS"] = {
         ],
     },
 }
+# A copy: the tests' own settings are imported by the same process.
+TASKS = {"default": {**THEIR_TASKS["default"], "OPTIONS": OPTIONS}}
