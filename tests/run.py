@@ -126,7 +126,7 @@ class Suite:
             with server, tempfile.TemporaryDirectory(prefix="dbtasks-run-") as folder:
                 report.version = server.version
                 with _output(folder, buffered) as output:
-                    self._run_pytest(server.url, Path(folder), output, report)
+                    self._run_pytest(server, Path(folder), output, report)
                     report.output = _written(output)
         except (OSError, RuntimeError) as error:
             report.problem = str(error)
@@ -137,7 +137,9 @@ class Suite:
         for process in list(self._running):
             process.send_signal(signal.SIGINT)
 
-    def _run_pytest(self, url: str, folder: Path, output: IO[bytes] | None, report: Report) -> None:
+    def _run_pytest(
+        self, server: Server, folder: Path, output: IO[bytes] | None, report: Report
+    ) -> None:
         run_id = uuid.uuid4().hex
         summary = folder / "summary.xml"
         started = time.monotonic()
@@ -146,9 +148,10 @@ class Suite:
             [
                 *(sys.executable, "-m", "pytest", f"--junitxml={summary}"),
                 *("-o", f"cache_dir=.pytest_cache/{report.name}", *self.pytest_arguments),
+                *server.pytest_arguments,
             ],
             cwd=ROOT,
-            env=os.environ | {"DBTASKS_TEST_DATABASE_URL": url, RUN_ID: run_id},
+            env=os.environ | {"DBTASKS_TEST_DATABASE_URL": server.url, RUN_ID: run_id},
             stdout=output,
             stderr=output,
             start_new_session=True,
@@ -214,7 +217,10 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--database", action="append", choices=SERVERS, help="only this one; may be repeated"
     )
-    parser.add_argument("--jobs", type=int, default=2, help="databases at a time (default 2)")
+    jobs = 2 * (os.cpu_count() or 1)  # the tests wait as much as they work
+    parser.add_argument(
+        "--jobs", type=int, default=jobs, help="runs at a time (default: two per CPU)"
+    )
     parser.add_argument(
         "--timeout", type=float, default=1800, help="seconds for one database (default 1800)"
     )
@@ -238,6 +244,19 @@ def run_all(suite: Suite, servers: list[Server], jobs: int) -> list[Report]:
     return [future.result() for future in futures if not future.cancelled()]
 
 
+def lanes(servers: list[Server], pytest_arguments: list[str]) -> list[Server]:
+    """SQLite's run in two, side by side: what is about a database, and what is not."""
+    result: list[Server] = []
+    for server in servers:
+        result.append(server)
+        if server.name == "sqlite" and "-m" not in pytest_arguments:
+            server.pytest_arguments = ("-m", "not once")
+            rest = SERVERS["sqlite"]()
+            rest.name, rest.pytest_arguments = "not about a database", ("-m", "once")
+            result.append(rest)
+    return result
+
+
 def main(arguments: list[str]) -> int:
     """Exit code 0: every test of every database passed; 1: anything else."""
     options, pytest_arguments = parse(arguments)
@@ -250,7 +269,7 @@ def main(arguments: list[str]) -> int:
     print("Testing on", ", ".join(server.name for server in servers) or "nothing", flush=True)
 
     suite = Suite(pytest_arguments, options.timeout)
-    reports = run_all(suite, servers, min(options.jobs, os.cpu_count() or 1))
+    reports = run_all(suite, lanes(servers, pytest_arguments), options.jobs)
 
     print()
     for report in reports:

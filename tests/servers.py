@@ -42,7 +42,8 @@ LOG_LINES = 20
 class Server(ABC):
     """A database that tests can reach: ``url`` and ``version`` are known once it has started."""
 
-    name: ClassVar[str]
+    name: str
+    pytest_arguments: tuple[str, ...] = ()  # which of the tests are to run on it
 
     def __init__(self) -> None:
         self.url = ""
