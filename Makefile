@@ -52,7 +52,7 @@ env: .venv/stamp  ## .venv with the project (editable) and all that its tests ne
 
 .venv60/stamp: pyproject.toml
 	@$(find_python); echo "Installing into .venv60 with $$found"; "$$found" -m venv --clear .venv60
-	@.venv60/bin/python $(PIP_INSTALL) --editable ".[dev]" "Django>=6.0,<6.1"
+	@.venv60/bin/python $(PIP_INSTALL) --editable ".[dev,postgresql]" "Django>=6.0,<6.1"
 	@touch $@
 
 .PHONY: test

@@ -1,6 +1,6 @@
 """``make test``: the whole suite on every database that can be had here, and one line for each.
 
-    python -m tests.run                               every database, two at a time
+    python -m tests.run                               every database, side by side
     python -m tests.run --database sqlite -k name -x  what is not ours goes to pytest
 
 A database that is missing is skipped loudly; in continuous integration (``CI=true``), or when it
@@ -31,9 +31,15 @@ from tests.servers import SERVERS, Server
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN_ID = "DBTASKS_TEST_RUN_ID"
-LOOK_SECONDS = 0.5
+LOOK_SECONDS = 1.0
 LEAVE_SECONDS = 5.0
 TIDY_SECONDS = 15.0
+# The mark of what runs beside the rest of a database's tests, and the name of that lane.
+PARTS = {
+    "sqlite": ("once", "not about a database"),
+    "postgresql": ("outage", "postgresql outages"),
+    "mariadb": ("outage", "mariadb outages"),
+}
 
 
 @dataclass
@@ -121,7 +127,7 @@ class Suite:
         self._running: set[subprocess.Popen[bytes]] = set()
 
     def run(self, server: Server, *, buffered: bool) -> Report:
-        report = Report(server.name)
+        report = Report(server.lane or server.name)
         try:
             with server, tempfile.TemporaryDirectory(prefix="dbtasks-run-") as folder:
                 report.version = server.version
@@ -142,12 +148,13 @@ class Suite:
     ) -> None:
         run_id = uuid.uuid4().hex
         summary = folder / "summary.xml"
+        cache = f".pytest_cache/{report.name.replace(' ', '-')}"
         started = time.monotonic()
         # A session of its own: the mark by which leftovers are known; Ctrl-C is passed on.
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "pytest", f"--junitxml={summary}"),
-                *("-o", f"cache_dir=.pytest_cache/{report.name}", *self.pytest_arguments),
+                *("-o", f"cache_dir={cache}", *self.pytest_arguments),
                 *server.pytest_arguments,
             ],
             cwd=ROOT,
@@ -217,9 +224,9 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--database", action="append", choices=SERVERS, help="only this one; may be repeated"
     )
-    jobs = 2 * (os.cpu_count() or 1)  # the tests wait as much as they work
+    jobs = 3 * (os.cpu_count() or 1)  # the tests wait more than they work
     parser.add_argument(
-        "--jobs", type=int, default=jobs, help="runs at a time (default: two per CPU)"
+        "--jobs", type=int, default=jobs, help="runs at a time (default: three per CPU)"
     )
     parser.add_argument(
         "--timeout", type=float, default=1800, help="seconds for one database (default 1800)"
@@ -245,16 +252,21 @@ def run_all(suite: Suite, servers: list[Server], jobs: int) -> list[Report]:
 
 
 def lanes(servers: list[Server], pytest_arguments: list[str]) -> list[Server]:
-    """SQLite's run in two, side by side: what is about a database, and what is not."""
+    """Each server's run in two, side by side, the longer ones first.
+
+    SQLite's is parted by what is about a database and what is not (the mark ``once``), the others'
+    by what needs a server of its own to break (the mark ``outage``), for that mostly waits.
+    """
+    if "-m" in pytest_arguments:
+        return servers
     result: list[Server] = []
     for server in servers:
-        result.append(server)
-        if server.name == "sqlite" and "-m" not in pytest_arguments:
-            server.pytest_arguments = ("-m", "not once")
-            rest = SERVERS["sqlite"]()
-            rest.name, rest.pytest_arguments = "not about a database", ("-m", "once")
-            result.append(rest)
-    return result
+        mark, rest_name = PARTS[server.name]
+        rest = SERVERS[server.name]()
+        rest.lane, rest.pytest_arguments = rest_name, ("-m", mark)
+        server.pytest_arguments = ("-m", f"not {mark}")
+        result += [server, rest]
+    return sorted(result, key=lambda server: server.lane.endswith("outages"))
 
 
 def main(arguments: list[str]) -> int:

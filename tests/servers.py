@@ -43,6 +43,7 @@ class Server(ABC):
     """A database that tests can reach: ``url`` and ``version`` are known once it has started."""
 
     name: str
+    lane: str = ""  # what its run is called, if not by the server's name
     pytest_arguments: tuple[str, ...] = ()  # which of the tests are to run on it
 
     def __init__(self) -> None:
@@ -215,6 +216,8 @@ class Daemon(Server):
             return subprocess.Popen(
                 command,
                 cwd=self.folder,
+                # MariaDB clears its folder for temporary tables at the start, others' included.
+                env=os.environ | {"TMPDIR": str(self.folder)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

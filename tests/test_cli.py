@@ -17,6 +17,7 @@ from tests.app import tasks
 from tests.process import SUPERVISOR, TASKRUNNER, Project, run, supervise
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.once
 BOTH = pytest.mark.parametrize("command", [SUPERVISOR, TASKRUNNER], ids=["supervisor", "manage"])
 MODES = pytest.mark.parametrize("mode", ["process", "thread"])
 FLAGS = {flag for setting in SETTINGS for flag in (*setting.flags, *setting.off_flags)}
@@ -35,7 +36,6 @@ def statuses() -> list[str]:
 # --help, --check
 
 
-@pytest.mark.once
 @BOTH
 def test_help_names_every_flag_and_fits_a_screen_or_two(command: tuple[str, ...]) -> None:
     result = run("--help", command=command, env={"COLUMNS": "100"})
@@ -65,13 +65,11 @@ def test_check_prints_what_would_run_and_exits_with_0(db: None, tmp_path: Path) 
     assert "tests.app.tasks.noop: 5 4 * * *" in told
 
 
-@pytest.mark.once
 def test_check_exits_with_2_for_an_error_of_any_system_check(tmp_path: Path) -> None:
     broken = 'AUTH_USER_MODEL = "nowhere.User"'
     assert Project(tmp_path, settings=broken).run("--check").returncode == 2
 
 
-@pytest.mark.once
 def test_check_leaves_out_what_the_project_silenced(tmp_path: Path) -> None:
     settings = """
     DATABASES["default"]["OPTIONS"] = {}
@@ -82,7 +80,6 @@ def test_check_leaves_out_what_the_project_silenced(tmp_path: Path) -> None:
     assert "dbtasks.W001" not in told
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     ("url", "words"),
     [
@@ -105,7 +102,6 @@ def test_check_only_warns_of_a_database_that_is_away(
 # --healthcheck
 
 
-@pytest.mark.once
 def test_the_health_check_imports_no_django(tmp_path: Path) -> None:
     script = (
         "import sys\n"
@@ -152,14 +148,13 @@ def test_the_health_check_follows_the_node_through_its_life(
     assert "gone" in gone.stdout
 
 
-@pytest.mark.once
 def test_a_status_file_that_nobody_writes_any_more_is_unwell(tmp_path: Path) -> None:
     status = tmp_path / "status"
     told: dict[str, Any] = {"pid": os.getpid(), "state": "running", "workers_up": 1}
     status.write_text(json.dumps({**told, "written": time.time() - 3600}))
     result = health(status)
     assert result.returncode == 1
-    assert "3600 s ago" in result.stdout
+    assert "last written 360" in result.stdout
 
 
 # --burst
@@ -237,7 +232,6 @@ def test_excluded_queues_are_left_alone(db: None, tmp_path: Path, mode: str) -> 
 # Environment and precedence
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     ("flags", "env", "workers"),
     [
@@ -255,7 +249,6 @@ def test_a_flag_beats_the_environment_which_beats_options(
     assert f"workers    {workers} (process mode)" in result.stdout
 
 
-@pytest.mark.once
 @BOTH
 def test_every_flag_can_be_an_environment_variable(command: tuple[str, ...]) -> None:
     env = {

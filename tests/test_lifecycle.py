@@ -81,6 +81,7 @@ def assert_as_never_run(result: TaskResult) -> None:
 # SIGTERM
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("entry", ["cli", "django"])
 def test_term_ends_an_idle_node_at_once(entry: str) -> None:
     with Node(entry=entry) as node:
@@ -181,6 +182,7 @@ def test_a_worker_that_dies_during_the_drain_is_rescued_before_the_exit(busy: ty
 # SIGINT and SIGQUIT
 
 
+@pytest.mark.once
 def test_int_drains(busy: type[Busy]) -> None:
     with Node(workers=1) as node:
         running = busy().wait_started()
@@ -191,6 +193,7 @@ def test_int_drains(busy: type[Busy]) -> None:
         assert finished(running.result).status == SUCCESSFUL
 
 
+@pytest.mark.once
 def test_a_second_int_interrupts(busy: type[Busy]) -> None:
     with Node(workers=1) as node:
         running = busy().wait_started()
@@ -405,6 +408,7 @@ def test_the_node_outlives_a_killed_parent_until_its_tasks_are_done(busy: type[B
             assert_as_never_run(one)
 
 
+@pytest.mark.once
 def test_an_idle_node_whose_parent_is_killed_is_gone_at_once() -> None:
     with Node(workers=2) as node:
         node.signal(signal.SIGKILL)

@@ -12,6 +12,7 @@ from dbtasks import Duration, Periodic
 from dbtasks.options import KNOWN_KEYS, RUNNER_KEYS, Options, Problem, parse_options
 from tests.app import tasks
 
+pytestmark = pytest.mark.once
 BACKEND = "dbtasks.backend.DatabaseBackend"
 
 

@@ -21,6 +21,7 @@ from tests.servers import SERVERS, Daemon
 from tests.settings import database_from_url
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.outage
 MODES = pytest.mark.parametrize("mode", ["process", "thread"])
 SERVER_OF = {"postgresql": "postgresql", "mysql": "mariadb"}
 LOAD = 300

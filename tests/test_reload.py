@@ -163,6 +163,7 @@ def test_burst_does_not_watch_unless_asked_for(
 # SIGHUP
 
 
+@pytest.mark.once
 def test_sighup_replaces_the_code_and_every_worker_but_not_the_pid(
     shop: Shop, tmp_path: Path
 ) -> None:
@@ -258,6 +259,7 @@ def test_broken_settings_are_refused(shop: Shop) -> None:
         assert shop.served() == 1
 
 
+@pytest.mark.once
 def test_two_reloads_in_a_row_serve_the_newest_code(shop: Shop) -> None:
     with serving(shop) as process:
         shop.edit(2)
@@ -283,6 +285,7 @@ def test_a_reload_that_is_asked_for_while_one_takes_place_is_not_forgotten(shop:
         shop.wait_for_version(3)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("text", ["checking the new code", "replacing the supervisor", "took over"])
 def test_sigterm_in_the_middle_of_a_reload_ends_cleanly(shop: Shop, text: str) -> None:
     with shop.supervise("-w", "2") as process:

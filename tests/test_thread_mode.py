@@ -12,6 +12,7 @@ from tests.app import tasks
 from tests.process import Process, Project, supervise
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.once
 END = "a task does not end"
 AT_ONCE = 3.0  # seconds; less than the time after which a task is given up anyway
 STUBBORN = """

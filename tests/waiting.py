@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-POLL_SECONDS = 0.02
+POLL_SECONDS = 0.03
 
 
 def wait_until[T](condition: Callable[[], T], timeout: float = 10, message: str = "") -> T:
