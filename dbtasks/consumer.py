@@ -1,4 +1,4 @@
-"""The loop of every worker, process or thread: finish the last task, claim the next, run it.
+"""The loop of every worker, process or thread: finish the last tasks, claim the next, run them.
 
 A worker knows how to wait, when to stop and how to interrupt a task; it hands that in as a
 `Control`. All else about a task's way through a worker is here, once.
@@ -21,9 +21,11 @@ from .engines import Claimant, Claimed, Engine, Outcome
 from .exceptions import ResultNotStored
 from .execution import Execution, described, execute, interrupts
 from .fields import dump_json
+from .hand import Hand
 from .hygiene import tidy_up, watch_for_transactions
 from .ids import dashed
 from .lease import Lease
+from .pace import WORTH, Pace
 from .queues import QueueSelection
 from .results import json_list, update_result
 
@@ -34,6 +36,7 @@ logger = logging.getLogger("dbtasks")
 T = TypeVar("T")
 
 LARGE = 1024 * 1024  # characters of an outcome that may be more than a database takes at once
+SEEN_WITHIN = 0.02  # seconds after its end in which the outcome of a task is written
 RETRY_FIRST, RETRY_MOST = 0.1, 5.0  # seconds between two tries to reach the database
 # Seconds after a failed statement during which it may still take effect: the server can be slow to
 # notice that nobody waits for its answer.
@@ -42,6 +45,10 @@ LATE_EFFECT = 120.0
 
 class Control(Protocol):
     """What a worker process and a worker thread do differently."""
+
+    @property
+    def hand(self) -> Hand:
+        """What the worker holds besides the task that it runs."""
 
     def stopping(self) -> bool:
         """Whether no further task is to be claimed; also the sign of life of a busy worker."""
@@ -58,11 +65,17 @@ class Control(Protocol):
     def began(self, claimed: Claimed) -> None:
         """A task starts."""
 
-    def ended(self, execution: Execution) -> None:
-        """A task is over; its outcome is not written yet."""
+    def ended(self, execution: Execution) -> bool:
+        """A task is over; its outcome is not written yet. Whether `hand` keeps it until it is."""
 
     def settled(self) -> None:
         """The outcomes of all tasks that ended are written."""
+
+    def gave_back(self, count: int) -> None:
+        """So many rows that we had claimed are ready again, for others."""
+
+    def allowance(self) -> int | None:
+        """How many more tasks are to be begun here; None for any number."""
 
     def limit(self, seconds: float | None) -> contextlib.AbstractContextManager[None]:
         """Raises TaskTimeout, or TaskInterrupted on shutdown, in what runs inside."""
@@ -91,8 +104,13 @@ class Consumer:
         self.queues = queues
         self.control = control
         self.lease = lease
+        self.hand = control.hand
+        self.pace = Pace(backend.parsed.prefetch)
         self.processed = 0
         self._unwritten: list[Execution] = []
+        self._unwritten_since = 0.0
+        self._hurry = False  # something unwritten may not wait
+        self._outages = 0
         self._strays_until: float | None = None
 
     def run(self) -> None:
@@ -104,8 +122,7 @@ class Consumer:
             claimed = self.patiently(self.finish_and_claim)
             if claimed:
                 waited = False
-                for row in claimed:
-                    self.run_task(row)
+                self.run_batch(claimed)
             elif not waited:
                 waited = True  # look once more, now that a wake-up would be noticed
             elif claimed is not None:
@@ -114,15 +131,59 @@ class Consumer:
             self.patiently(self.finish)
         self.patiently(self.release_strays)
 
+    def run_batch(self, rows: list[Claimed]) -> None:
+        """Runs the rows in their order, as far as nothing unforeseen happens; gives back others."""
+        self.hand.deal(rows)
+        started, outages = time.monotonic(), self._outages
+        ran = 0
+        for row in rows:
+            if ran and (self._outages > outages or self.is_over() or not self.hand.take()):
+                break
+            foreseen = self.pace.foresees(row.task_path)
+            if self.must_write_first(foreseen):
+                self.patiently(self.finish)
+            if foreseen > WORTH and ran + 1 < len(rows):  # nothing waits behind a long task
+                self.give_back(rows[ran + 1 :])
+                rows = rows[: ran + 1]
+            self.run_task(row)
+            ran += 1
+        if ran < len(rows):
+            self.give_back(rows[ran:])
+        self.pace.over(len(rows), ran, time.monotonic() - started)
+
+    def is_over(self) -> bool:
+        """Whether the rows at hand are not to be started any more."""
+        return self.control.stopping() or (self.lease is not None and self.lease.is_lapsed)
+
+    def must_write_first(self, foreseen: float) -> bool:
+        """Whether what is unwritten cannot wait until a task that takes so long is over."""
+        if not self._unwritten:
+            return False
+        return self._hurry or time.monotonic() + foreseen - self._unwritten_since > SEEN_WITHIN
+
+    def give_back(self, rows: list[Claimed]) -> None:
+        """Makes rows ready again that we have claimed and not started.
+
+        Some of them may have been taken from us, and be given back by others at the same time.
+        """
+        self.hand.fold()
+        claims = [(row.id, row.attempt) for row in rows]
+        if count := self.patiently(lambda: self.engine.release(self.who, claims)):
+            self.control.gave_back(count)
+
     def run_task(self, claimed: Claimed) -> None:
-        """Runs one task; its outcome is written with the next claim."""
+        """Runs one task; its outcome is written with the next claim, or soon."""
         watch_for_transactions(self.connection)
         self.control.began(claimed)
         execution = execute(self.backend, claimed, self.who.worker, self.control.limit)
-        self.control.ended(execution)
+        safe = self.control.ended(execution)
         tidy_up(self.engine, interrupted=interrupts(execution.error))
         self.processed += 1
+        self.pace.ran(claimed.task_path, execution.seconds)
+        if not self._unwritten:
+            self._unwritten_since = time.monotonic()
         self._unwritten.append(execution)
+        self._hurry |= not safe or claimed.policy.ack == "immediate"
 
     @property
     def connection(self) -> Any:
@@ -140,7 +201,9 @@ class Consumer:
             self.lease.renew(self.engine)
         outcomes = [execution.outcome for execution in self._unwritten]
         try:
-            written, claimed = self.engine.finish_and_claim(outcomes, self.who, self.queues)
+            written, claimed = self.engine.finish_and_claim(
+                outcomes, self.who, self.queues, self.room()
+            )
         except DatabaseError as error:
             if not outcomes or self.is_away(error, outcomes):
                 raise
@@ -148,6 +211,12 @@ class Consumer:
             return []
         self.settle(written)
         return claimed
+
+    def room(self) -> int:
+        """How many rows to claim now."""
+        wanted = min(self.pace.limit, self.hand.room)
+        allowed = self.control.allowance()
+        return wanted if allowed is None else max(1, min(wanted, allowed))
 
     def release_strays(self) -> None:
         """Gives back what is claimed under our name without our knowing.
@@ -207,8 +276,8 @@ class Consumer:
 
     def settle(self, written: set[str]) -> None:
         """Tells the world about outcomes that are in the database now."""
-        for execution in self._unwritten:
-            if execution.outcome.id in written:
+        for position, execution in enumerate(self._unwritten):
+            if execution.outcome.id in written or self.hand.gave_away(position):
                 self.announce(execution)
             else:
                 logger.warning(
@@ -219,8 +288,10 @@ class Consumer:
                     extra=self.about(execution),
                 )
         if self._unwritten:
+            self.hand.clear()
             self.control.settled()
         self._unwritten.clear()
+        self._hurry = False
 
     def announce(self, execution: Execution) -> None:
         log_outcome(execution, self.about(execution))
@@ -259,6 +330,7 @@ class Consumer:
                 if why is None:
                     raise
                 self.engine.close()
+                self._outages += 1
                 self._strays_until = time.monotonic() + LATE_EFFECT
                 if not failed:
                     failed = True  # an outage of before may have broken it: first try a new one

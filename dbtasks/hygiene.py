@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 from typing import Any
 
 from django.conf import settings
@@ -31,7 +32,7 @@ def tidy_up(engine: Engine, interrupted: bool = False) -> None:
             discard(connection)
         elif connection.alias != engine.alias:
             connection.close_if_unusable_or_obsolete()
-        elif connection.errors_occurred:
+        elif connection.errors_occurred or has_news(connection):
             if connection.is_usable():
                 connection.errors_occurred = False
             else:
@@ -71,6 +72,17 @@ def is_dirty(connection: BaseDatabaseWrapper) -> bool:
     except Exception:  # closed behind Django's back
         return True
     return False
+
+
+def has_news(connection: BaseDatabaseWrapper) -> bool:
+    """Whether something came that nobody asked for: mostly the end of the connection."""
+    raw: Any = connection.connection
+    if connection.vendor == "sqlite":
+        return False
+    try:
+        return bool(select.select((raw.fileno(),), (), (), 0.0)[0])
+    except Exception:  # closed behind Django's back
+        return True
 
 
 def watch_for_transactions(connection: BaseDatabaseWrapper) -> None:

@@ -28,6 +28,7 @@ from .backend import DatabaseBackend
 from .consumer import Consumer
 from .engines import Claimant, Death, NodeInfo
 from .engines.connection import migrate_command
+from .hand import OVERRUN_LOOK
 from .ids import random_suffix
 from .lease import Lease
 from .periodic import Periodic
@@ -258,9 +259,28 @@ class Runner:
                 self.stop()
             if self.stopping:
                 seconds = min(seconds, 0.1)
+            seconds = min(seconds, self._relieve_the_slow())
             self._sleep(min(seconds, self._next_deadline()), wakened)
             for control in self._controls:
                 control.limit.enforce()
+
+    def watch_hands(self) -> None:
+        """A worker has more in its hand than the task that it runs."""
+        if not self._watching:
+            self._watching = True
+            self._nudge()
+
+    _watching = False
+
+    def _relieve_the_slow(self) -> float:
+        """Settles what waits behind a slow task; returns the seconds until the next look."""
+        self._watching = False
+        for control in self._controls:
+            handover = control.overrun(time.monotonic())
+            if handover is not None:
+                self._when_reachable(functools.partial(handover.settle, self.engine))
+                self.wake(len(handover.rows))
+        return float("inf") if all(c.hand.is_empty() for c in self._controls) else OVERRUN_LOOK
 
     def _clean_up(self) -> None:
         prune(self.engine, self._called_away)
@@ -300,6 +320,7 @@ class Runner:
 
     def _work(self, number: int, control: ThreadControl) -> None:
         who = Claimant(self.node.id, f"{self.worker_id}-{number}.{self.node.id[:8]}")
+        control.who = who
         consumer = Consumer(self.backend, who, self.queues, control, self.lease)
         self._consumers.append(consumer)
         stop_when(control.stopping)

@@ -7,8 +7,9 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from .engines import Claimed
+from .engines import Claimant, Claimed
 from .execution import Execution
+from .hand import OVERRUN, Handover, LocalHand
 from .interruption import ThreadLimit
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ class ThreadControl:
 
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
+        self.hand = LocalHand(runner.watch_hands)
+        self.who: Claimant | None = None
+        self.began_at = 0.0
         self.limit = ThreadLimit()
         self.waiting = False
         self.running = False
@@ -53,12 +57,26 @@ class ThreadControl:
             self.runner.stop_event.wait(seconds)
 
     def began(self, claimed: Claimed) -> None:
+        self.began_at = time.monotonic()
         self.waiting, self.running = False, True
         self.runner.worker_begins(self)
 
-    def ended(self, execution: Execution) -> None:
+    def ended(self, execution: Execution) -> bool:
         self.limit.release()
         self.running = False
+        return self.hand.keep(execution.outcome)
+
+    def gave_back(self, count: int) -> None:
+        self.runner.wake(count)
+
+    def allowance(self) -> int | None:
+        return None
+
+    def overrun(self, now: float) -> Handover | None:
+        """What waits behind a task that has been running for too long."""
+        if self.who is None or not self.running or now - self.began_at < OVERRUN:
+            return None
+        return self.hand.take_over(self.who)
 
     def settled(self) -> None:
         self.runner.note_progress()

@@ -66,6 +66,7 @@ _Fields = tuple[int, int, int, int, float, float, bytes, int, bytes]
 _STATE: Final = 0
 _DONE: Final = 2
 _FAILED: Final = 3
+_ID: Final = 6
 _FIELDS = struct.Struct(f"=BIQQdd{_ID_LENGTH}sH{MAX_PATH}s")
 _SEAL = struct.Struct("=QI")  # number of the record, CRC-32 of the fields
 _RECORD = _SEAL.size + _FIELDS.size
@@ -133,17 +134,22 @@ class Board:
         fields = self._fields
         self._publish((*fields[:5], deadline, *fields[6:]))
 
-    def end(self, failed: bool) -> None:
-        """Count the task, which is over but not written yet: it stays the child's last one."""
+    def end(self, failed: bool, settled: bool = False) -> None:
+        """Count the task, which is over. Unless what came of it is safe it stays the last one."""
         fields = self._fields
         done, failures = fields[_DONE] + 1, fields[_FAILED] + failed
         self._times[_TICKED] = time.monotonic()
+        if settled:
+            self._publish((_WRITING, 0, done, failures, 0.0, 0.0, _NOBODY, 0, b""))
+            return
         self._publish((_WRITING, fields[1], done, failures, fields[4], 0.0, *fields[6:]))
 
     def settle(self) -> None:
         """Show that what came of the task is in the database."""
         fields = self._fields
-        self._publish((fields[_STATE], 0, fields[_DONE], fields[_FAILED], 0, 0, _NOBODY, 0, b""))
+        if fields[_ID] != _NOBODY:
+            done, failures = fields[_DONE], fields[_FAILED]
+            self._publish((fields[_STATE], 0, done, failures, 0.0, 0.0, _NOBODY, 0, b""))
 
     def read(self) -> BoardView:
         """Return what the child last published; of a closed board, what was last seen."""

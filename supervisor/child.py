@@ -12,6 +12,7 @@ from typing import Any
 
 from .board import Board, State
 from .channel import Channel
+from .hand import SharedHand
 from .process import unique_memory
 from .signals import WORKER_DRAIN, WORKER_DUMP, WORKER_INTERRUPT, name_of
 
@@ -48,6 +49,7 @@ class Child:
     pid: int
     channel: Channel
     board: Board | None = None  # None for one that was taken over from before a reload
+    hand: SharedHand | None = None  # of a worker
     node: str = ""
     life: Life = Life.STARTING
     born: float = field(default_factory=time.monotonic)
@@ -70,7 +72,9 @@ class Child:
 
     def has_crashed(self, status: int) -> bool:
         """Whether it ended otherwise than by leaving; os._exit(0) in a task only looks like it."""
-        return status != 0 or (self.board is not None and self.board.read().running)
+        if status != 0 or (self.board is not None and self.board.read().running):
+            return True
+        return self.hand is not None and not self.hand.is_empty()
 
     @property
     def age(self) -> float:
@@ -175,6 +179,8 @@ class Child:
         self.channel.close()
         if self.board is not None:
             self.board.close()
+        if self.hand is not None:
+            self.hand.close()
 
 
 @dataclass

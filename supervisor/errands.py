@@ -7,7 +7,7 @@ import logging
 import time
 
 from .child import Child, Kind
-from .janitor import Cleanup, Farewell, Job, Rescue
+from .janitor import Cleanup, Farewell, Job, Rescue, Settle
 from .nursery import Nursery
 
 logger = logging.getLogger("dbtasks")
@@ -35,8 +35,8 @@ class Errands:
         """When a rescue can be begun that waits for nothing else, monotonic."""
         return self.next_at if self.rescues and not self.is_rescuing else None
 
-    def add(self, rescue: Rescue) -> None:
-        self.rescues.append(rescue)
+    def add(self, job: Rescue | Settle) -> None:
+        self.rescues.append(job)
 
     def start(self, now: float, cleanup: bool) -> None:
         """One janitor for rescues and one for retention: the first never waits for the second."""

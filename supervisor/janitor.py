@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from django.db import Error as DatabaseError
 
-from dbtasks.engines import Death, Engine, Rescued
+from dbtasks.engines import Death, Engine, Outcome, Rescued
+from dbtasks.hand import Handover
 from dbtasks.ids import dashed
 from dbtasks.retention import prune
 
@@ -39,9 +40,22 @@ class Rescue:
     node: str
     worker: str
     death: Death
+    outcomes: tuple[Outcome, ...] = ()  # of what it had done, and had not written yet
 
     def do(self, engine: Engine, stopping: Callable[[], bool]) -> None:
+        if self.outcomes:
+            engine.finish(self.outcomes)
         tell(self.worker, engine.rescue(self.node, self.worker, self.death), self.death)
+
+
+@dataclass(frozen=True)
+class Settle:
+    """What a worker has no time for."""
+
+    handover: Handover
+
+    def do(self, engine: Engine, stopping: Callable[[], bool]) -> None:
+        self.handover.settle(engine)
 
 
 @dataclass(frozen=True)
@@ -63,7 +77,7 @@ class Farewell:
         engine.end_lease(self.node)
 
 
-Job = Rescue | Cleanup | Farewell
+Job = Rescue | Settle | Cleanup | Farewell
 
 
 def tell(worker: str, rescued: Rescued, death: Death) -> None:

@@ -20,9 +20,11 @@ from .application import Application
 from .board import Board
 from .channel import Channel
 from .child import Child, Kind, Life
+from .hand import SharedHand
 from .janitor import Job, run_janitor
 from .newborn import Main, fork
 from .reloader import run_reloader
+from .roll import Roll
 from .scheduler import run_scheduler
 from .signals import SignalInbox
 from .worker import run_worker
@@ -37,6 +39,7 @@ class Nursery:
         self.application = application
         self.node = node
         self.lease = Lease(node)
+        self.roll = Roll()
         self.name = application.config.worker_id
         self.inbox = inbox
         self.selector = selectors.DefaultSelector()
@@ -59,15 +62,25 @@ class Nursery:
     def fork_worker(self, slot: int) -> Child:
         application, node = self.application, self.node
         identity = f"{self.name}-{slot}.{random_suffix()}"
+        hand = SharedHand()
         main = functools.partial(
             run_worker,
             application.backend,
             Claimant(node.id, identity),
             application.queues,
             self.lease,
+            self.roll,
             application.config.max_tasks,
+            hand,
         )
-        return self.fork(Kind.WORKER, slot, identity, main, f"{self.name}-{slot}", signal.SIGTERM)
+        name = f"{self.name}-{slot}"
+        try:
+            child = self.fork(Kind.WORKER, slot, identity, main, name, signal.SIGTERM)
+        except OSError:
+            hand.close()
+            raise
+        child.hand = hand
+        return child
 
     def fork_scheduler(self, draining: bool) -> Child:
         application = self.application
@@ -79,6 +92,7 @@ class Nursery:
             application.config,
             draining,
             self.lease,
+            self.roll,
         )
         name = f"{self.name}-scheduler"
         return self.fork(Kind.SCHEDULER, 0, f"{name}.{random_suffix()}", main, name)
@@ -116,7 +130,7 @@ class Nursery:
             raise
         finally:
             theirs.close()
-        child = Child(kind, slot, identity, pid, ours, board, self.node.id)
+        child = Child(kind, slot, identity, pid, ours, board, node=self.node.id)
         self.add(child)
         return child
 
@@ -136,6 +150,8 @@ class Nursery:
             yield child.channel
             if child.board is not None:
                 yield child.board
+            if child.hand is not None:
+                yield child.hand
 
     def add(self, child: Child) -> None:
         self.children[child.pid] = child

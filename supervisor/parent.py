@@ -28,6 +28,7 @@ from .janitor import Rescue
 from .logs import reopen_logs, set_process_name
 from .newborn import EXIT_BOOT, EXIT_CRASHED
 from .nursery import Nursery
+from .overrun import Overruns
 from .pidfile import Pidfile
 from .process import become_subreaper, set_title
 from .reload import Reload, adopt_children
@@ -96,8 +97,9 @@ class Supervisor:
         self.interrupts = 0
         self.looked_at = 0.0
         self.down_since: float | None = None
-        self.reload = Reload(application, self.nursery, self.notifier, pidfile)
         self.vigil = Vigil(self.nursery, config.max_memory)
+        self.overruns = Overruns(self.nursery, self.errands)
+        self.reload = Reload(application, self.nursery, self.notifier, pidfile, self.overruns)
         self.reporter = Reporter(self)
 
     # The loop
@@ -136,6 +138,7 @@ class Supervisor:
             self.on_end(child, status)
         now = time.monotonic()
         self.vigil.keep_deadlines(now)
+        self.overruns.look(now)
         if now - self.looked_at >= LOOK:
             self.looked_at = now
             self.look_after_children(now)
@@ -154,8 +157,7 @@ class Supervisor:
         # What cannot be acted upon yet is no deadline: it would keep the loop spinning.
         if self.phase in (Phase.DRAINING, Phase.INTERRUPTING, Phase.LEAVING):
             times.append(self.phase_ends)
-        if (errand_at := self.errands.wake_at) is not None:
-            times.append(errand_at)
+        times += [at for at in (self.errands.wake_at, self.overruns.wake_at) if at is not None]
         return max(0.0, min(min(times) - now, LOOK))
 
     # Signals
@@ -235,6 +237,8 @@ class Supervisor:
                 self.recycle_one()  # its predecessor's place is filled: the next one may go
             case "work":
                 self.wake_workers(int(message["count"]))
+            case "watch":
+                self.overruns.watch(child)
             case "limit":
                 child.deadline = float(message["deadline"])
             case "recycle":
@@ -309,6 +313,7 @@ class Supervisor:
                     logger.error("the scheduler died: %s", reason)
                     if child.node == self.node.id:
                         self.wake_workers(len(self.slots))
+        self.overruns.forget(child)
         for slot in self.slots:
             if slot.child is child:
                 slot.note_end(child, crashed, random.uniform(0.75, 1.25))
@@ -337,7 +342,8 @@ class Supervisor:
                 extra={"worker_id": child.identity},
             )
         death = Death(reason=reason, running=running, counted=child.counted)
-        self.errands.add(Rescue(child.node, child.identity, death))
+        done = child.hand.unwritten(again=True) if child.hand is not None else ()
+        self.errands.add(Rescue(child.node, child.identity, death, done))
 
     def note_boot_failure(self, child: Child, status: int) -> None:
         """A child that cannot even start is fatal, but only before the first READY."""

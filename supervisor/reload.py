@@ -19,6 +19,7 @@ from .channel import Channel
 from .child import Child, Kind, Life, describe_end
 from .config import CHILDREN
 from .nursery import Nursery
+from .overrun import Overruns
 from .pidfile import Pidfile
 from .signals import block_all
 from .systemd import Notifier
@@ -37,11 +38,13 @@ class Reload:
         nursery: Nursery,
         notifier: Notifier,
         pidfile: Pidfile | None,
+        overruns: Overruns,
     ) -> None:
         self.application = application
         self.nursery = nursery
         self.notifier = notifier
         self.pidfile = pidfile
+        self.overruns = overruns
         self.output: IO[bytes] | None = None
         self.again = False
 
@@ -104,6 +107,7 @@ class Reload:
         environ = {**os.environ, **self.notifier.environ(), CHILDREN: self.legacy()}
         if self.pidfile is not None:
             environ |= self.pidfile.environ()
+        self.overruns.suspend()
         block_all()  # a signal must wait until the new image can hear it
         for signum in self.nursery.inbox.read():
             os.kill(os.getpid(), signum)  # one that came since the last look waits as well
@@ -113,6 +117,7 @@ class Reload:
             from .signals import unblock_all
 
             unblock_all()
+            self.overruns.resume()
             logger.error("not reloading: %s", error)
 
     def legacy(self) -> str:

@@ -16,13 +16,16 @@ from typing import TYPE_CHECKING, Any
 from django.db import Error as DatabaseError
 
 from dbtasks.engines import Death, NodeInfo
+from dbtasks.hand import Handover
 from dbtasks.lease import Lease
 from dbtasks.queues import QueueSelection
 from dbtasks.timekeeper import Hooks, Timekeeper, keep_patient
 
 from .board import Board, State
 from .channel import Channel
+from .hand import heard
 from .newborn import EXIT_OK, use_one_connection
+from .roll import Roll
 from .signals import SignalInbox, wait_readable
 
 if TYPE_CHECKING:
@@ -48,10 +51,12 @@ class SchedulerChild:
         board: Board,
         draining: bool,
         lease: Lease,
+        roll: Roll,
     ) -> None:
         self.backend = backend
         self.engine = backend.engine
         self.node = node
+        self.roll = roll
         self.channel = channel
         self.board = board
         self.burst = config.burst
@@ -116,10 +121,24 @@ class SchedulerChild:
                     self.report.update((row["id"], row) for row in message["rows"])
                     if message["last"]:
                         self.workers, self.told_at = self.report, float(message["at"])
+                case "settle":
+                    self.settle(heard(message))
                 case "reopen_logs":
                     from .logs import reopen_logs
 
                     reopen_logs()
+
+    def settle(self, handover: Handover) -> None:
+        """In a worker's place. If it fails, the worker does it when its slow task is over."""
+        try:
+            handover.settle(self.engine)
+        except DatabaseError as error:
+            if self.engine.unavailable(error) is None:
+                raise
+            self.engine.close()
+        else:
+            if handover.rows:
+                self.tell("work", count=len(handover.rows))
 
     def sleep(self, seconds: float) -> None:
         if not self.told_ready and not self.board_waits:
@@ -157,7 +176,8 @@ class SchedulerChild:
         self.keeper.draining = True
         patient = keep_patient(self.keeper, logger.error, lambda: None)
         pids = [int(row["pid"]) for row in self.workers.values()]
-        while any(is_alive(pid) for pid in pids):
+        # The last report may be older than the youngest worker.
+        while self.roll.is_anybody_there() or any(is_alive(pid) for pid in pids):
             time.sleep(min(ORPHAN_LOOK, max(0.05, patient())))
         with contextlib.suppress(DatabaseError):
             reason = "its supervisor was killed, and the worker with it"
@@ -183,9 +203,11 @@ def run_scheduler(
     config: RunConfig,
     draining: bool,
     lease: Lease,
+    roll: Roll,
     channel: Channel,
     board: Board,
 ) -> int:
     """The main function of the scheduler; returns its exit code."""
     use_one_connection()
-    return SchedulerChild(backend, node, queues, config, channel, board, draining, lease).run()
+    child = SchedulerChild(backend, node, queues, config, channel, board, draining, lease, roll)
+    return child.run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import random
@@ -23,7 +24,9 @@ from dbtasks.retention import stop_when
 
 from .board import Board, State
 from .channel import Channel
+from .hand import SharedHand
 from .newborn import EXIT_CRASHED, EXIT_OK, use_one_connection
+from .roll import Roll
 from .signals import (
     WORKER_DRAIN,
     WORKER_INTERRUPT,
@@ -45,8 +48,12 @@ RECYCLE_JITTER = 0.1  # so that workers that started together do not end togethe
 class WorkerControl:
     """A worker process's Control (see dbtasks.consumer)."""
 
-    def __init__(self, channel: Channel, board: Board, max_tasks: int | None) -> None:
+    def __init__(
+        self, channel: Channel, board: Board, hand: SharedHand, max_tasks: int | None
+    ) -> None:
         self.channel = channel
+        self.hand = hand
+        hand.watch = functools.partial(channel.send, "watch")
         self.board = board
         self.draining = False
         self.woken = False
@@ -112,18 +119,26 @@ class WorkerControl:
     def began(self, claimed: Claimed) -> None:
         self.board.begin(claimed.id, claimed.attempt, claimed.task_path, None)
 
-    def ended(self, execution: Execution) -> None:
+    def ended(self, execution: Execution) -> bool:
         if os.getpid() != self.pid:
             self.leave_as_copy(execution)
-        self.board.end(execution.failed)
+        safe = self.hand.keep(execution.outcome)
+        self.board.end(execution.failed, settled=safe)
         self.tidy_process()
         if self.tasks_left is not None:
             self.tasks_left -= 1
             if self.tasks_left == 0:
                 self.channel.send("recycle")
+        return safe
 
     def settled(self) -> None:
         self.board.settle()
+
+    def gave_back(self, count: int) -> None:
+        self.channel.send("work", count=count)
+
+    def allowance(self) -> int | None:
+        return self.tasks_left
 
     @contextlib.contextmanager
     def limit(self, seconds: float | None) -> Iterator[None]:
@@ -219,13 +234,16 @@ def run_worker(
     who: Claimant,
     queues: QueueSelection,
     lease: Lease,
+    roll: Roll,
     max_tasks: int | None,
+    hand: SharedHand,
     channel: Channel,
     board: Board,
 ) -> int:
     """The main function of a worker; returns its exit code."""
-    control = WorkerControl(channel, board, max_tasks)
+    control = WorkerControl(channel, board, hand, max_tasks)
     stop_when(control.stopping)
+    roll.answer()
     use_one_connection()
     consumer = Consumer(backend, who, queues, control, lease)
 

@@ -341,7 +341,8 @@ def test_a_signal_that_arrives_just_before_the_exec_waits_for_the_new_code(
     application.argv = ("python",)  # type: ignore[attr-defined]
     try:
         os.kill(os.getpid(), signal.SIGTERM)
-        Reload(application, nursery, Anything(), None).execute()  # type: ignore[arg-type]
+        everything = (application, nursery, Anything(), None, Anything())
+        Reload(*everything).execute()  # type: ignore[arg-type]
         assert signal.SIGTERM in pending
         # And it is not lost either where the exec fails.
         assert inbox.read() == [signal.SIGTERM]

@@ -11,6 +11,8 @@ from django.tasks import default_task_backend
 
 from dbtasks.consumer import Consumer
 from dbtasks.engines import Claimant, Engine, NodeInfo
+from dbtasks.execution import Execution
+from dbtasks.hand import LocalHand
 from dbtasks.models import ScheduledTask
 from dbtasks.queues import QueueSelection
 from dbtasks.timekeeper import Hooks, Timekeeper
@@ -24,6 +26,7 @@ class Patient:
 
     def __init__(self, looks: int = 3) -> None:
         self.looks = looks
+        self.hand = LocalHand()
         self.lost: list[str] = []
 
     def stopping(self) -> bool:
@@ -31,6 +34,12 @@ class Patient:
 
     def wait(self) -> None:
         self.looks -= 1
+
+    def ended(self, execution: Execution) -> bool:
+        return self.hand.keep(execution.outcome)
+
+    def allowance(self) -> int | None:
+        return None
 
     @contextlib.contextmanager
     def limit(self, seconds: float | None) -> Iterator[None]:

@@ -39,6 +39,8 @@ SET status = 'READY', errors = %s, worker_ids = %s, failures = %s,
     due_at = CASE WHEN %s > 0 THEN {in_seconds} END, claim_node = NULL, claimed_by = NULL
 WHERE id = %s AND claimed_by = %s AND attempt = %s"""
 
+RELEASE_ROWS = RELEASE + " AND attempt = %s AND id IN ({ids})"
+
 # The distinct queues with claimable rows by a loose index scan (a probe per queue, not per row),
 # and of each the head: what it would give next.
 READY_QUEUES = """
@@ -165,11 +167,17 @@ class PortableEngine(Upkeep):
     def release(self, who: Claimant, rows: Iterable[tuple[str, int]] | None = None) -> int:
         if rows is None:
             return self.run(RELEASE, (who.node, who.worker))
-        with self.transaction():
-            return sum(
-                self.run(RELEASE + " AND id = %s AND attempt = %s", (who.node, who.worker, *row))
-                for row in rows
+        by_attempt: dict[int, list[str]] = {}
+        for id, attempt in sorted(rows):
+            by_attempt.setdefault(attempt, []).append(id)
+        return sum(
+            self.run(
+                RELEASE_ROWS,
+                (who.node, who.worker, attempt, *ids),
+                ids=", ".join(["%s"] * len(ids)),
             )
+            for attempt, ids in by_attempt.items()
+        )
 
     def glance(self) -> Glance:
         ((now, due, ready),) = self.rows(GLANCE, (self.backend, self.backend))

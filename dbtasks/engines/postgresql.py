@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from django.db import InternalError, OperationalError, transaction
@@ -111,6 +111,7 @@ FINISH_AND_CLAIM_SEVERAL_QUEUES = FINISH_AND_CLAIM.format(
 INSERT_AND_NOTIFY = (
     "WITH inserted AS ({insert}) SELECT pg_notify(%s, queue) FROM unnest(%s::text[]) queue"
 )
+NOTIFY = "SELECT pg_notify(%s, '')"
 TRY_LOCK = "SELECT pg_try_advisory_xact_lock(%s)"
 
 
@@ -190,6 +191,13 @@ class PostgreSQLEngine(PortableEngine):
 
     def claimed(self, rows: list[tuple[Any, ...]], queues: QueueSelection) -> list[Claimed]:
         return in_claim_order([Claimed(self.hex(row[0]), *row[1:]) for row in rows], queues)
+
+    def release(self, who: Claimant, rows: Iterable[tuple[str, int]] | None = None) -> int:
+        """Tells the other nodes too: their idle workers may be the only ones."""
+        released = super().release(who, rows)
+        if released:
+            self.rows(NOTIFY, (self.channel,))
+        return released
 
     # Periodic
 

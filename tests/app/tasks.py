@@ -58,11 +58,16 @@ def wait_for_file(path, started=None):
 
 
 @task
-def journal(path, text=""):
-    """Appends a line to a file: one write, so that lines of several processes never mix."""
+def journal(path, text="", gate=None):
+    """Appends a line to a file: one write, so that lines of several processes never mix.
+
+    With `gate` it then waits for that file.
+    """
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(descriptor, f"{text} {os.getpid()}\n".encode())
     os.close(descriptor)
+    while gate and not os.path.exists(gate):
+        time.sleep(0.005)
 
 
 @task

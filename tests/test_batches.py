@@ -1,0 +1,156 @@
+"""A worker claims several rows at once, and nothing waits for that: not behind a slow task, not
+unwritten, not after a crash."""
+
+import os
+import random
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from django.tasks import TaskResult, default_task_backend
+
+from dbtasks.models import ScheduledTask
+from tests.app import tasks
+from tests.node import Node, finished, lines, row_of, within
+from tests.waiting import wait_until
+
+FAST = 20
+KILLS = 6
+
+
+class Steps:
+    """Tasks of one path that note when they start; one of them waits until it is let go."""
+
+    def __init__(self, folder: Path) -> None:
+        self.journal = folder / "journal"
+        self.gate = folder / "gate"
+
+    def enqueue(self, *texts: str) -> list[TaskResult]:
+        """In one statement; the one named "slow" waits."""
+        calls = []
+        for text in texts:
+            gate = str(self.gate) if text == "slow" else None
+            calls.append((tasks.journal, (str(self.journal), text, gate), {}))
+        return default_task_backend.enqueue_all(calls)  # type: ignore[attr-defined]
+
+    @property
+    def starts(self) -> Counter[str]:
+        return Counter(line.split()[0] for line in lines(self.journal))
+
+    def wait_for_slow(self) -> int:
+        """The process in which it runs."""
+        wait_until(lambda: self.starts["slow"], message="the slow task starts")
+        (line,) = (line for line in lines(self.journal) if line.startswith("slow "))
+        return int(line.split()[1])
+
+    def teach(self) -> None:
+        """Lets both workers find out that this task is fast, so that they claim many of it."""
+        for _ in range(2):
+            self.enqueue(*["taught"] * 400)
+            wait_until(lambda: not unfinished(), 20, "the workers have learned")
+        self.journal.unlink()
+
+
+@pytest.fixture
+def steps(tmp_path: Path) -> Steps:
+    return Steps(tmp_path)
+
+
+@pytest.fixture
+def node(db: None) -> Iterator[Node]:
+    with Node() as node:
+        yield node
+
+
+def numbered(count: int) -> list[str]:
+    return [f"fast{number}" for number in range(count)]
+
+
+def unfinished() -> int:
+    return ScheduledTask.objects.exclude(status__in=["SUCCESSFUL", "FAILED"]).count()
+
+
+def test_what_is_claimed_behind_a_slow_task_starts_elsewhere(node: Node, steps: Steps) -> None:
+    steps.teach()
+    slow, *_ = steps.enqueue("slow", *numbered(FAST))
+    pid = steps.wait_for_slow()
+    with within(1.0, "the others are done"):
+        wait_until(lambda: unfinished() == 1)
+    assert row_of(slow).status == "RUNNING"
+    elsewhere = {line.split()[1] for line in lines(steps.journal) if line.startswith("fast")}
+    assert str(pid) not in elsewhere
+    steps.gate.touch()
+    assert finished(slow).status == "SUCCESSFUL"
+    assert set(steps.starts.values()) == {1}
+    assert "dropped" not in node.log()
+
+
+def test_a_result_does_not_wait_for_the_slow_task_after_it(node: Node, steps: Steps) -> None:
+    steps.teach()
+    *fast, slow = steps.enqueue(*numbered(FAST), "slow")
+    steps.wait_for_slow()
+    with within(1.0, "the results are written"):
+        wait_until(lambda: unfinished() == 1)
+    assert row_of(slow).status == "RUNNING"
+    steps.gate.touch()
+    assert finished(slow).status == "SUCCESSFUL"
+    assert {finished(result).status for result in fast} == {"SUCCESSFUL"}
+    assert set(steps.starts.values()) == {1}
+    assert "dropped" not in node.log()
+
+
+def test_a_crash_repeats_nothing_but_the_task_that_ran(node: Node, steps: Steps) -> None:
+    steps.teach()
+    before, after = numbered(FAST), [f"after{number}" for number in range(FAST)]
+    results = steps.enqueue(*before, "slow", *after)
+    os.kill(steps.wait_for_slow(), signal.SIGKILL)
+    wait_until(lambda: steps.starts["slow"] == 2, message="the slow task starts again")
+    steps.gate.touch()
+    assert {finished(result).status for result in results} == {"SUCCESSFUL"}
+    assert {text: count for text, count in steps.starts.items() if count > 1} == {"slow": 2}
+    crashed = ScheduledTask.objects.filter(crashes__gt=0)
+    assert [row.args[1] for row in crashed] == ["slow"]
+
+
+def test_kills_at_any_time_repeat_at_most_a_task_each(node: Node, steps: Steps) -> None:
+    steps.teach()
+    texts = numbered(4000)
+    steps.enqueue(*texts)
+    for kill in range(1, KILLS + 1):
+        reached = kill * len(texts) // (KILLS + 2)
+        wait_until(lambda reached=reached: len(lines(steps.journal)) >= reached, 20)  # type: ignore[misc]
+        if pids := node.worker_pids():
+            os.kill(random.choice(pids), signal.SIGKILL)
+    wait_until(lambda: not unfinished(), 30, "all are done")
+    assert set(steps.starts) == set(texts)
+    assert sum(steps.starts.values()) - len(texts) <= KILLS
+    assert not ScheduledTask.objects.exclude(status="SUCCESSFUL").exists()
+
+
+def test_a_drain_gives_back_what_has_not_started(db: None, steps: Steps) -> None:
+    with Node(workers=1) as node:
+        steps.teach()
+        slow, *fast = steps.enqueue("slow", *numbered(FAST))
+        steps.wait_for_slow()
+        node.signal(signal.SIGTERM)
+        node.wait_log("draining")
+        steps.gate.touch()
+        assert node.wait_exit() == 0
+    assert finished(slow).status == "SUCCESSFUL"
+    rows = [row_of(result) for result in fast]
+    assert {(row.status, row.claimed_by, row.started_at) for row in rows} == {("READY", None, None)}
+    assert steps.starts == {"slow": 1}
+
+
+def test_prefetch_1_claims_one_at_a_time(db: None, steps: Steps) -> None:
+    with Node(workers=1, options={"prefetch": 1}):
+        steps.teach()
+        slow, *fast = steps.enqueue("slow", *numbered(FAST))
+        steps.wait_for_slow()
+        assert ScheduledTask.objects.filter(status="RUNNING").count() == 1
+        assert not any(row_of(result).attempt for result in fast)  # never claimed before
+        steps.gate.touch()
+        wait_until(lambda: not unfinished(), message="the others follow")
+    assert finished(slow).status == "SUCCESSFUL"
