@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import select
+import sys
+import types
 from typing import Any
 
 from django.conf import settings
@@ -12,6 +15,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .engines import Engine
 
+PG_ACTIVE = 1  # PQTRANS_ACTIVE, libpq's PQtransactionStatus()
+CANCEL_PATIENCE = 1.0  # seconds
 _OPENS_TRANSACTION = ("BEGIN", "START TRANSACTION", "SET AUTOCOMMIT", "LOCK TABLES", "XA ")
 
 
@@ -28,7 +33,8 @@ def tidy_up(engine: Engine, interrupted: bool = False) -> None:
         if connection.connection is None:
             if connection.in_atomic_block:
                 discard(connection)
-        elif interrupted or is_dirty(connection):
+        elif interrupted or is_held(connection) or is_dirty(connection):
+            cancel_query(connection)
             discard(connection)
         elif connection.alias != engine.alias:
             connection.close_if_unusable_or_obsolete()
@@ -37,6 +43,7 @@ def tidy_up(engine: Engine, interrupted: bool = False) -> None:
                 connection.errors_occurred = False
             else:
                 discard(connection)
+        watch_for_transactions(connection)
 
 
 def discard(connection: BaseDatabaseWrapper) -> None:
@@ -56,6 +63,20 @@ def discard(connection: BaseDatabaseWrapper) -> None:
             raw.close()
 
 
+def cancel_query(connection: BaseDatabaseWrapper) -> None:
+    """Ends a query that nobody waits for any more: PostgreSQL would finish it, and keep its locks.
+
+    Other drivers cannot be cut short within a query.
+    """
+    raw: Any = connection.connection
+    with contextlib.suppress(Exception):
+        if connection.vendor == "postgresql" and raw.info.transaction_status == PG_ACTIVE:
+            if hasattr(raw, "cancel_safe"):  # psycopg 3.2
+                raw.cancel_safe(timeout=CANCEL_PATIENCE)
+            else:
+                raw.cancel()
+
+
 def is_dirty(connection: BaseDatabaseWrapper) -> bool:
     """Whether a transaction is open, begun by Django or behind its back."""
     if connection.in_atomic_block or connection.needs_rollback or not connection.get_autocommit():
@@ -68,7 +89,8 @@ def is_dirty(connection: BaseDatabaseWrapper) -> bool:
             case "sqlite":
                 return bool(raw.in_transaction)
             case "mysql":
-                return bool(getattr(connection, "_dbtasks_transaction_seen", False))
+                # One to another database is watched from now on; of what was before nobody knows.
+                return bool(getattr(connection, "_dbtasks_transaction_seen", True))
     except Exception:  # closed behind Django's back
         return True
     return False
@@ -96,3 +118,27 @@ def watch_for_transactions(connection: BaseDatabaseWrapper) -> None:
     if connection.vendor == "mysql" and not hasattr(connection, "_dbtasks_transaction_seen"):
         connection.execute_wrappers.append(wrapper)
     connection._dbtasks_transaction_seen = False  # type: ignore[attr-defined]
+
+
+def is_held(connection: BaseDatabaseWrapper) -> bool:
+    """Whether somebody keeps a cursor of an SQLite connection, be it in an exception's traceback.
+
+    SQLite shows a connection the database as it was when its oldest half-read cursor began, so new
+    tasks would be hidden from the worker for good. A cursor holds its connection, and that shows.
+    """
+    return connection.vendor == "sqlite" and _references(connection) > _references_of_nobody()
+
+
+def _references(holder: Any) -> int:
+    return sys.getrefcount(holder.connection)
+
+
+@functools.cache
+def _references_of_nobody() -> int:
+    """To a connection without cursors, which differs between versions of Python."""
+    import sqlite3
+
+    holder = types.SimpleNamespace(connection=sqlite3.connect(":memory:"))
+    references = _references(holder)
+    holder.connection.close()
+    return references

@@ -27,9 +27,14 @@ class ThreadLimit:
     def __call__(self, seconds: float | None) -> Iterator[None]:
         with self._lock:
             self._thread = threading.get_ident()
-            self._deadline = None if seconds is None else time.monotonic() + seconds
+            began = time.monotonic()
+            self._deadline = None if seconds is None else began + seconds
         try:
             yield
+        except TaskTimeout as error:
+            if not error.args and seconds is not None:  # ours: only a class can be raised there
+                error.args = (over_limit(time.monotonic() - began, seconds),)
+            raise
         finally:
             self.release()
 
@@ -65,6 +70,11 @@ class ThreadLimit:
         with self._lock:
             if self._thread is not None:
                 _raise_in(self._thread, TaskInterrupted)
+
+
+def over_limit(ran: float, limit: float) -> str:
+    """What a TaskTimeout tells; both in seconds."""
+    return f"ran for {ran:.1f} s; its time limit is {limit:g} s"
 
 
 def _raise_in(thread: int | None, exception: type[BaseException] | None) -> None:

@@ -49,10 +49,14 @@ class SignalInbox:
         for descriptor in (self._reader, self._writer):
             os.set_blocking(descriptor, False)
         self.booting = False
-        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        self.listen()
         for signum in signals:
             signal.signal(signum, self._note)
         unblock_all()  # an exec in place leaves them blocked until somebody can hear them
+
+    def listen(self) -> None:
+        """Has signals arrive here; once more after code that may have diverted them."""
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         # Before there is a child to drain, leaving is all that such a signal can mean.

@@ -8,7 +8,6 @@ import logging
 import os
 import random
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from types import FrameType
@@ -18,6 +17,7 @@ from dbtasks.consumer import Consumer
 from dbtasks.engines import Claimant, Claimed
 from dbtasks.exceptions import TaskInterrupted, TaskTimeout
 from dbtasks.execution import Execution
+from dbtasks.interruption import over_limit
 from dbtasks.lease import Lease
 from dbtasks.queues import QueueSelection
 from dbtasks.retention import stop_when
@@ -31,9 +31,9 @@ from .signals import (
     WORKER_DRAIN,
     WORKER_INTERRUPT,
     SignalInbox,
-    unblock_all,
     wait_readable,
 )
+from .tidy import ProcessState, flush_streams
 
 if TYPE_CHECKING:
     from dbtasks.backend import DatabaseBackend
@@ -60,13 +60,14 @@ class WorkerControl:
         self.interrupted = False
         self.guarded = False  # whether a task's code runs that we may raise into
         self.timeout: float | None = None
+        self.began_at = 0.0
         self.pid = os.getpid()
-        self.directory = os.getcwd()
         self.tasks_left = max_tasks
         if max_tasks is not None:
             self.tasks_left = max_tasks + random.randint(0, int(max_tasks * RECYCLE_JITTER))
         self.inbox = SignalInbox(())
         self.install_handlers()
+        self.process = ProcessState(self.inbox)
 
     # Signals
 
@@ -84,7 +85,7 @@ class WorkerControl:
 
     def _on_alarm(self, signum: int, frame: FrameType | None) -> None:
         if self.timeout is not None:
-            self.raise_once(TaskTimeout(f"ran longer than its time limit of {self.timeout:g} s"))
+            self.raise_once(TaskTimeout(over_limit(time.monotonic() - self.began_at, self.timeout)))
 
     def raise_once(self, error: BaseException) -> None:
         """Raises it in the task that runs, if one does; a second one would hit its clean-up."""
@@ -124,10 +125,10 @@ class WorkerControl:
             self.leave_as_copy(execution)
         safe = self.hand.keep(execution.outcome)
         self.board.end(execution.failed, settled=safe)
-        self.tidy_process()
+        self.process.restore()
         if self.tasks_left is not None:
             self.tasks_left -= 1
-            if self.tasks_left == 0:
+            if self.tasks_left <= 0:  # again if need be: a message may be lost
                 self.channel.send("recycle")
         return safe
 
@@ -143,6 +144,7 @@ class WorkerControl:
     @contextlib.contextmanager
     def limit(self, seconds: float | None) -> Iterator[None]:
         self.timeout = seconds
+        self.began_at = time.monotonic()
         try:
             # Guarded first: a signal that comes before would be lost.
             self.guarded = True
@@ -154,8 +156,8 @@ class WorkerControl:
             yield
         finally:
             self.guarded = False
-            if seconds is not None:
-                signal.setitimer(signal.ITIMER_REAL, 0)
+            # Whosever it is: no timer may raise into what is ours.
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     def announce_limit(self, seconds: float) -> None:
         """The parent's clock starts with ours: the import of the task's module is not its time."""
@@ -201,27 +203,8 @@ class WorkerControl:
         if isinstance(execution.error, SystemExit):
             asked = execution.error.code
             code = 0 if asked is None else asked if isinstance(asked, int) else EXIT_CRASHED
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):
-                stream.flush()
+        flush_streams()
         os._exit(code & 0xFF)
-
-    def tidy_process(self) -> None:
-        """Takes back what a task did to the process."""
-        if signal.getsignal(WORKER_DRAIN) != self._on_drain or (
-            signal.getsignal(WORKER_INTERRUPT) != self._on_interrupt
-            or signal.getsignal(signal.SIGALRM) != self._on_alarm
-        ):
-            self.install_handlers()
-        unblock_all()
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        try:
-            moved = os.getcwd() != self.directory
-        except FileNotFoundError:
-            moved = True
-        if moved:
-            with contextlib.suppress(OSError):
-                os.chdir(self.directory)
 
 
 def hard_limit(timeout: float) -> float:
