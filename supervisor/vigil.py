@@ -13,6 +13,7 @@ logger = logging.getLogger("dbtasks")
 
 SILENCE = 60.0  # seconds without a sign of life after which a child that runs no task is stuck
 STOPPED = 10.0  # seconds that a child may be stopped (SIGSTOP)
+LONG_TASK = 10.0  # seconds; who recycles after such a task lets others recycle meanwhile
 HEALTHY_AGE = 5.0  # seconds that a worker must live to count as healthy
 FAR_BEYOND = 1.5  # times --max-memory at which a worker is killed in the middle of its task
 
@@ -89,10 +90,17 @@ class Vigil:
     def recycle_one(self) -> None:
         """One worker at a time and between two tasks, so that the others go on."""
         workers = self.nursery.workers
-        if any(child.life is Life.DRAINING for child in workers):
+        if any(self.is_leaving(child) for child in workers):
             return
         for child in workers:
             if child.wants_recycling and child.life is Life.RUNNING:
                 logger.info("recycling worker %s", child.identity)
                 child.drain()
                 return
+
+    def is_leaving(self, child: Child) -> bool:
+        """Whether the next one has to wait for its successor; not if its last task takes long."""
+        if child.life is not Life.DRAINING:
+            return False
+        view = child.board.read() if child.board is not None else None
+        return not (view and view.executing and time.monotonic() - view.started > LONG_TASK)

@@ -62,9 +62,7 @@ class WorkerControl:
         self.timeout: float | None = None
         self.began_at = 0.0
         self.pid = os.getpid()
-        self.tasks_left = max_tasks
-        if max_tasks is not None:
-            self.tasks_left = max_tasks + random.randint(0, int(max_tasks * RECYCLE_JITTER))
+        self.tasks_left = recycle_after(max_tasks)
         self.inbox = SignalInbox(())
         self.install_handlers()
         self.process = ProcessState(self.inbox)
@@ -210,6 +208,13 @@ class WorkerControl:
 def hard_limit(timeout: float) -> float:
     """Seconds after which the parent kills a worker whose task did not obey its `timeout`."""
     return timeout + max(1.0, 0.1 * timeout)
+
+
+def recycle_after(max_tasks: int | None) -> int | None:
+    """After how many tasks a worker is replaced; None: never."""
+    if max_tasks is None:
+        return None
+    return max_tasks + random.randint(0, int(max_tasks * RECYCLE_JITTER))
 
 
 def run_worker(
