@@ -83,6 +83,10 @@ bench: env  ## Drain rate, rescue time and idle cost on every database, on durab
 chaos: env  ## Load and random kills on every database: SECONDS=180 in all, SEED=, ARGS="--help"
 	@$(PY) -m tests.chaos --seconds $(or $(SECONDS),180) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
+.PHONY: soak
+soak: env  ## Whether a node grows: TASKS=100000 DEATHS=200, ARGS="--database postgresql"
+	@$(PY) -m tests.soak --tasks $(or $(TASKS),100000) --deaths $(or $(DEATHS),200) $(ARGS)
+
 .PHONY: demo
 demo: env  ## The example project, start to end, with what it shows
 	@$(PY) deploy/example/demo.py $(ARGS)
