@@ -488,4 +488,5 @@ def test_a_task_that_cannot_be_interrupted_is_killed_at_its_hard_limit(
     ran = re.search(r"hard time limit: the task ran for ([\d.]+) s", told)
     assert ran, told
     assert 1.3 <= float(ran[1]) < 2.5
-    assert "Current thread" in node.log()
+    if function is compute_in_c:  # who blocks signals cannot be asked for its stack
+        assert " in compute_in_c" in node.log()
