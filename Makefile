@@ -76,8 +76,8 @@ lint: env  ## ruff, mypy, and the list of packages in pyproject.toml
 	done
 
 .PHONY: bench
-bench: env  ## Drain rate, rescue time and idle cost on every database, on durable servers
-	@$(PY) -m tests.bench $(ARGS)
+bench: env  ## What it does here, beside raw SQL: QUICK=1 (2 minutes), PEERS=1, WRITE=1 (docs/)
+	@$(PY) -m tests.bench $(if $(QUICK),--quick) $(if $(PEERS),--peers) $(if $(WRITE),--write) $(ARGS)
 
 .PHONY: chaos
 chaos: env  ## Load and random kills on every database: SECONDS=180 in all, SEED=, ARGS="--help"
@@ -97,6 +97,6 @@ run: env  ## The example project until Ctrl-C
 
 .PHONY: clean
 clean:  ## Remove the environments, builds and caches
-	@rm -rf .venv .venv60 build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf .venv .venv60 .bench build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@rm -rf django_dbtasks.egg-info
 	@find dbtasks supervisor tests -name __pycache__ -prune -exec rm -rf {} +

@@ -1,48 +1,99 @@
-"""`make bench`: what one node does here, on durable servers; figures for this machine only.
+"""`make bench`: what dbtasks does on this machine, beside raw SQL and, if wanted, beside its peers.
 
-    python -m tests.bench                     every database
-    python -m tests.bench --database sqlite   one of them
-
-For each database: the drain rate of no-op tasks with 2 workers, the time from kill -9 of a busy
-worker until its task is READY again, what 8 idle workers ask of the database and of the memory.
+make bench                      every measure on every database, three times
+make bench QUICK=1              smaller and once, in less than two minutes
+make bench PEERS=1              with other products (PostgreSQL), each in an environment of its own
+make bench WRITE=1              into docs/benchmark.md, its charts and the README
+make bench ARGS="--database postgresql --measure drain --measure flat"
 """
 
 import argparse
-import os
-import subprocess
 import sys
-import tempfile
+import time
+from importlib import import_module
 from pathlib import Path
 
-from tests.servers import SERVERS
+from tests.bench.databases import Database
+from tests.bench.figures import Figure
+from tests.bench.machine import describe
+from tests.bench.ours import dbtasks
+from tests.bench.peers import install
+from tests.bench.report import CHAPTERS, page, quotation, write
+from tests.bench.stage import FULL, QUICK, Stage
+from tests.bench.table import render, table
+from tests.servers import SERVERS, Daemon, Server
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+PEERS_ON = "postgresql"
+STARTED = time.monotonic()
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("--database", action="append", choices=list(SERVERS))
-    parser.add_argument("--tasks", type=int, default=5000)
-    parser.add_argument("--idle-seconds", type=float, default=30.0)
-    options = parser.parse_args(arguments)
-    for name in options.database or SERVERS:
-        server = SERVERS[name]() if name == "sqlite" else SERVERS[name](durable=True)
+    options = parse(arguments)
+    sizes = QUICK if options.quick else FULL
+    machine = describe()
+    figures: list[Figure] = []
+    for name in options.database or list(SERVERS):
+        kind = SERVERS[name]
+        server = kind(durable=True) if issubclass(kind, Daemon) else kind()
         if reason := server.available():
             print(f"{name}: SKIPPED, {reason}")
             continue
-        with server, tempfile.TemporaryDirectory(prefix="dbtasks-bench-") as folder:
-            url = f"sqlite:///{folder}/bench.sqlite3" if name == "sqlite" else server.url
-            print(f"{name} {server.version}", flush=True)
-            environ = {
-                **os.environ,
-                "DBTASKS_TEST_DATABASE_URL": url,
-                "DJANGO_SETTINGS_MODULE": "tests.settings",
-            }
-            sizes = [str(options.tasks), str(options.idle_seconds)]
-            command = [sys.executable, "-m", "tests.bench.measure", *sizes]
-            if code := subprocess.call(command, env=environ, cwd=ROOT):
-                return code
+        with server:
+            machine.append((server.name, server.version))
+            figures += on(server, options)
+    if options.peers:
+        machine += install.versions(options.cache)
+    print("\n" + render(["", "this machine"], machine))
+    for measure in options.measure or CHAPTERS:
+        for name in SERVERS:
+            if found := [f for f in figures if f.measure == measure and f.database == name]:
+                print(f"\n{CHAPTERS[measure].title} on {name}\n\n{table(found)}")
+    if options.write:
+        peers = install.descriptions() if options.peers else []
+        files = page(figures, machine, sizes.repetitions, peers)
+        write(ROOT, files, quotation(figures, machine))
     return 0
+
+
+def on(server: Server, options: argparse.Namespace) -> list[Figure]:
+    """All measures on one server that runs."""
+    database = Database(server.name, server.url)
+    contenders = []
+    if options.peers and server.name == PEERS_ON:
+        contenders = list(install.peers(database, options.cache))
+        for contender in contenders:
+            contender.migrate()
+    sizes = QUICK if options.quick else FULL
+    shared = database.beside("bench")
+    dbtasks(shared).migrate()
+    stage = Stage(database, shared, sizes, contenders, tell)
+    figures = []
+    for measure in options.measure or CHAPTERS:
+        figures += import_module(f"{__package__}.{measure}").measure(stage)
+    return figures
+
+
+def tell(line: str) -> None:
+    """A line of progress, with the seconds since the start."""
+    print(f"{time.monotonic() - STARTED:5.0f} s  {line}", flush=True)
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--database", action="append", choices=list(SERVERS))
+    parser.add_argument("--measure", action="append", choices=list(CHAPTERS))
+    parser.add_argument("--quick", action="store_true", help="smaller, and once")
+    parser.add_argument("--peers", action="store_true", help=f"other products, on {PEERS_ON}")
+    parser.add_argument("--write", action="store_true", help="into docs/ and the README")
+    parser.add_argument(
+        "--cache", type=Path, default=ROOT / ".bench", help="where peers are installed"
+    )
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

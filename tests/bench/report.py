@@ -1,0 +1,130 @@
+"""docs/benchmark.md, its charts, and the lines that the README quotes from it."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.bench.chart import chart
+from tests.bench.figures import Figure
+from tests.bench.table import number, render, table
+
+BEGIN, END = "<!-- benchmark: written by make bench WRITE=1 -->", "<!-- end of benchmark -->"
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """What stands over a measure's tables; `charted` is the unit of its charts."""
+
+    title: str
+    text: str
+    charted: str = ""
+
+
+CHAPTERS = {
+    "drain": Chapter(
+        "Drain",
+        "No-op tasks that wait when the workers start: from the first claim to the last finish, by "
+        "the times in the tables. The raw loops claim and finish rows of the same table in plain "
+        "SQL, two statements and two commits each time, with no Python around them to speak of.",
+        "tasks/s",
+    ),
+    "pickup": Chapter(
+        "Pick-up",
+        "One idle worker with default settings, a task every 50 to 150 ms at random: from the "
+        "return of its commit until its first line runs. (A start may be seen before the commit "
+        "has returned to the producer.)",
+    ),
+    "rescue": Chapter(
+        "Rescue", "From `kill -9` of a busy worker until its task runs again on another one."
+    ),
+    "idle": Chapter(
+        "Idle",
+        "Workers with nothing to do: what they ask of the database (as the server counts it), the "
+        "processor time, connections and memory of all their processes together.",
+    ),
+    "flat": Chapter(
+        "Flat",
+        "The drain rate of two workers beside a long history or backlog, and while retention "
+        "deletes, compared with a table that holds nothing else.",
+        "% of empty",
+    ),
+    "enqueue": Chapter(
+        "Enqueue",
+        "Calls per second. “At once”: all processes together, one commit per call.",
+        "calls/s",
+    ),
+    "scale": Chapter(
+        "Scale",
+        "Tasks that wait for so long as a call to a service would, by workers and by nodes. What "
+        "is missing from 100 % of the workers' time is what the queue costs, and the lack of CPUs.",
+        "tasks/s",
+    ),
+}
+
+
+def page(
+    figures: Sequence[Figure],
+    machine: Sequence[tuple[str, str]],
+    repetitions: int,
+    peers: Sequence[str] = (),
+) -> dict[str, str]:
+    """The files to write, by their names in docs/; `peers` says how other products were run."""
+    files: dict[str, str] = {}
+    lines = [
+        "# Benchmark",
+        "",
+        "Written by `make bench WRITE=1` (with `PEERS=1` for the other products). Figures hold for",
+        f"the machine they come from. Each is the median of {repetitions}, with the least and the",
+        "most in brackets; what is compared took turns. Servers are durable: fsync is on in",
+        "PostgreSQL, `innodb_flush_log_at_trx_commit=1` in MariaDB, WAL with `synchronous=NORMAL`",
+        "in SQLite. Database, producers and workers share the machine's CPUs.",
+        "",
+        render(["", "this machine"], list(machine)),
+    ]
+    if peers:
+        lines += ["", "The other products, in the newest release that pip found, and a database of"]
+        lines += ["their own on the same server, with connections that stay open:", ""]
+        lines += [f"* {text}" for text in peers]
+    for measure, chapter in CHAPTERS.items():
+        found = [figure for figure in figures if figure.measure == measure]
+        if not found:
+            continue
+        lines += ["", f"## {chapter.title}", "", chapter.text]
+        for database in dict.fromkeys(figure.database for figure in found):
+            here = [figure for figure in found if figure.database == database]
+            lines += ["", f"### {chapter.title} on {database}", "", table(here)]
+            if charted := [figure for figure in here if figure.unit == chapter.charted]:
+                name = f"benchmark-{measure}-{database}.svg"
+                title = f"{chapter.title} on {database}, {chapter.charted}"
+                files[name] = chart(title, charted)
+                lines += ["", f"![{title}]({name})"]
+    files["benchmark.md"] = "\n".join(lines) + "\n"
+    return files
+
+
+def quotation(figures: Iterable[Figure], machine: Sequence[tuple[str, str]]) -> str:
+    """For the README: the drain rates, and where they come from."""
+    drained = [figure for figure in figures if figure.measure == "drain"]
+    lines = [
+        [f"{figure.database}, {figure.case}", figure.who, number(figure.median)]
+        for figure in drained
+    ]
+    about = dict(machine)
+    where = f"{about.get('Processor', '')}, {about.get('Date', '')}"
+    text = render(["no-op tasks", "who", "tasks/s"], lines)
+    return f"{text}\n\nMeasured on {where}; all of it: [docs/benchmark.md](docs/benchmark.md)."
+
+
+def write(root: Path, files: dict[str, str], quoted: str) -> None:
+    """Into docs/, and between the marks of README.md. Raises ValueError where these are missing."""
+    readme = root / "README.md"
+    text = readme.read_text()
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"README.md has no place for the figures: add {BEGIN} and {END} to it.")
+    before, rest = text.split(BEGIN, 1)
+    after = rest.split(END, 1)[1]
+    folder = root / "docs"
+    folder.mkdir(exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_text(content)
+    readme.write_text(f"{before}{BEGIN}\n{quoted}\n{END}{after}")

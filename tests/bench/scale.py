@@ -1,0 +1,61 @@
+"""Scale: more workers, more nodes, longer tasks; how much of the workers' time is theirs."""
+
+import functools
+from dataclasses import replace
+
+from tests.bench.contender import Contender
+from tests.bench.drain import plural
+from tests.bench.figures import Case, Figure
+from tests.bench.ours import supervisor
+from tests.bench.stage import Stage
+
+WORKERS_PER_NODE = 2
+NODE_MILLISECONDS = 10
+
+
+def measure(stage: Stage) -> list[Figure]:
+    sizes = stage.sizes
+    ours = stage.ours()
+    cases = []
+    for milliseconds in sizes.scale_milliseconds:
+        for workers in sizes.scale_workers:
+            count = how_many(milliseconds, workers, sizes.scale_seconds, sizes.drain)
+            run = functools.partial(once, ours, workers, workers, milliseconds, count)
+            cases.append(Case(ours.name, f"{milliseconds} ms, {plural(workers)}", run))
+    several = replace(ours, command=nodes)
+    for count_of_nodes in sizes.scale_nodes:
+        workers = count_of_nodes * WORKERS_PER_NODE
+        count = how_many(NODE_MILLISECONDS, workers, sizes.scale_seconds, sizes.drain)
+        run = functools.partial(once, several, workers, count_of_nodes, NODE_MILLISECONDS, count)
+        name = f"{NODE_MILLISECONDS} ms, {count_of_nodes} nodes of {WORKERS_PER_NODE} workers"
+        cases.append(Case(ours.name, name, run))
+    return stage.repeat("scale", cases)
+
+
+def how_many(milliseconds: int, workers: int, seconds: float, no_ops: int) -> int:
+    """So many tasks that ideal workers are busy for `seconds`; no-ops: always the same number."""
+    return max(workers, int(seconds * 1000 / milliseconds) * workers) if milliseconds else no_ops
+
+
+def once(
+    contender: Contender, workers: int, started: int, milliseconds: int, count: int
+) -> dict[str, float]:
+    """`started` is what the contender's command is given: workers, or nodes."""
+    contender.reset()
+    if milliseconds:
+        contender.fill(count, "pause", milliseconds / 1000)
+    else:
+        contender.fill(count)
+    wall = contender.drain(started, count)
+    found = {"tasks/s": count / wall}
+    if milliseconds:
+        found["% of the workers' time"] = count * milliseconds / 1000 / (workers * wall) * 100
+    return found
+
+
+def nodes(python: str, count: int) -> list[list[str]]:
+    return [
+        command
+        for number in range(count)
+        for command in supervisor(python, WORKERS_PER_NODE, "-i", f"node-{number}")
+    ]
