@@ -19,7 +19,7 @@ from django.db import OperationalError
 from ..queues import QueueSelection
 from .base import Claimant, Claimed, Death, NodeInfo, Outcome, Rescued
 from .connection import plain_transaction
-from .portable import ByQueueEngine, Head
+from .portable import READY_QUEUES, ByQueueEngine, Head
 
 DEADLOCK, LOCK_WAIT_TIMEOUT = 1213, 1205
 DEADLOCK_RETRIES = 8
@@ -37,14 +37,11 @@ UPDATE dbtasks_scheduledtask
 SET status = 'RUNNING', ready_queue = NULL, claim_node = %s, claimed_by = %s,
     attempt = attempt + 1, last_attempted_at = {now}, started_at = COALESCE(started_at, {now})
 WHERE id IN ({ids})"""
-# The distinct queues by a loose index scan ("Using index for group-by"): a recursive MIN(), which
-# is that elsewhere, reads every entry of a queue here. It still costs more than a claim, so
-# its answer is good for a while (seconds): so long may a queue that was empty wait beside others.
-# What each queue would give next is asked every time, by one probe per queue.
+# The recursive query for the queues' names costs more than all else in a claim (it fills temporary
+# tables), so its answer is good for a while (seconds): so long may a queue that was empty wait
+# beside others. What each queue would give next is asked every time, by one probe per queue.
 NAMES_GOOD_FOR = 0.05
-READY_NAMES = """
-SELECT ready_queue FROM dbtasks_scheduledtask FORCE INDEX (dbtasks_claim)
-WHERE backend = %s AND ready_queue > '' GROUP BY backend, ready_queue"""
+READY_NAMES = READY_QUEUES + "SELECT name FROM ready WHERE name IS NOT NULL"
 HEAD = """(
 SELECT ready_queue, precedence, id
 FROM dbtasks_scheduledtask FORCE INDEX (dbtasks_claim)
@@ -120,7 +117,7 @@ class MySQLEngine(ByQueueEngine):
         known = time.monotonic() - asked_at < NAMES_GOOD_FOR
         if known and (heads := self.heads_of(names, queues)):
             return heads
-        names = [row[0] for row in self.rows(READY_NAMES, (self.backend,))]
+        names = [row[0] for row in self.rows(READY_NAMES, (self.backend, self.backend))]
         self._names = names, time.monotonic()
         return self.heads_of(names, queues)
 
