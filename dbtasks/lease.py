@@ -13,6 +13,7 @@ import time
 from .engines import Engine, NodeInfo
 
 _TIME = struct.Struct("=d")
+_RENEWED, _RESUMED = 0, _TIME.size  # where in the page
 
 
 class Lease:
@@ -26,7 +27,9 @@ class Lease:
         """Registers the node or renews its lease. Raises DatabaseError."""
         asked_at = clock()  # before: the lease begins when the database says, not when we hear it
         engine.renew_lease(self.node, state)
-        _TIME.pack_into(self._page, 0, asked_at)
+        if self.is_lapsed:
+            _TIME.pack_into(self._page, _RESUMED, asked_at)
+        _TIME.pack_into(self._page, _RENEWED, asked_at)
 
     @property
     def is_doubtful(self) -> bool:
@@ -40,9 +43,17 @@ class Lease:
         return bool(renewed_at) and clock() - renewed_at > self.node.lease / 2
 
     @property
+    def resumed_at(self) -> float:
+        """When it was renewed, by whomever, after it had lapsed; 0.0 if it never did (clock())."""
+        return self._read(_RESUMED)
+
+    @property
     def _renewed_at(self) -> float:
-        (renewed_at,) = _TIME.unpack_from(self._page)
-        return float(renewed_at)
+        return self._read(_RENEWED)
+
+    def _read(self, offset: int) -> float:
+        (at,) = _TIME.unpack_from(self._page, offset)
+        return float(at)
 
 
 def clock() -> float:

@@ -93,6 +93,7 @@ class Timekeeper:
         self._next: dict[str, datetime.datetime] = {}
         self._differing: set[str] = set()
         self._changed_at = self._judges_from = float("-inf")
+        self._resumed_at = 0.0
         self._renew_at = self._look_at = self._promote_at = self._periodic_at = 0.0
 
     # The loop's two questions
@@ -126,9 +127,9 @@ class Timekeeper:
 
     def heartbeat(self) -> None:
         """Renews the lease, reports the workers, and looks after what others left behind."""
-        lapsed = self.lease.is_lapsed
         self.lease.renew(self.engine, "draining" if self.draining else "running")
-        if lapsed:
+        if self.lease.resumed_at != self._resumed_at:
+            self._resumed_at = self.lease.resumed_at
             self.trust_others()
         self._renew_at = time.monotonic() + self.backend.parsed.heartbeat
         workers = self.hooks.workers()
@@ -162,7 +163,11 @@ class Timekeeper:
                 )
 
     def trust_others(self) -> None:
-        """We could not renew in time, so others cannot have either: they get time to do it."""
+        """We could not renew in time, so others cannot have either: they get time to do it.
+
+        Which of our processes was the first to renew again does not matter, nor does it that we
+        have only just started: an outage is everybody's.
+        """
         self._judges_from = time.monotonic() + max(self.node.lease, OUTAGE_ECHO)
 
     def rescue_dead_nodes(self) -> None:
@@ -400,6 +405,8 @@ def keep_patient(
                     keeper.engine.close()
                 if once_more:
                     continue
+                if keeper.lease.is_doubtful:
+                    keeper.trust_others()
                 if not delay:
                     lost(why)
                 delay = min(max(0.1, delay * 2), 5.0)

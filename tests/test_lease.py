@@ -12,6 +12,7 @@ from dbtasks.engines import Claimant, NodeInfo
 from dbtasks.lease import Lease, clock
 from dbtasks.models import Node, ScheduledTask
 from dbtasks.queues import QueueSelection
+from dbtasks.timekeeper import Hooks, Timekeeper, keep_patient
 from tests.app import tasks
 from tests.test_strays import Patient
 
@@ -72,3 +73,64 @@ class CannotRenew:
     def renew_lease(self, *arguments: Any) -> None:
         self._control.looks -= 2
         raise OperationalError("cannot execute UPDATE in a read-only transaction")
+
+
+# Whose lease has run out after an outage
+
+
+def expired_neighbour() -> ScheduledTask:
+    """A task that another node runs, whose lease has run out."""
+    result = tasks.noop.enqueue()
+    engine = default_task_backend.engine
+    engine.renew_lease(NodeInfo("other", "web2", "host", 1, "supervisor", -1.0))
+    (claimed,) = engine.claim(Claimant("other", "other-1"), QueueSelection())
+    assert claimed.id == result.id.replace("-", "")
+    return ScheduledTask.objects.get(pk=result.id)
+
+
+def keeper_of(lease: Lease) -> Timekeeper:
+    hooks = Hooks(work=lambda count: None, cleanup=lambda: None, workers=list)
+    return Timekeeper(
+        default_task_backend, lease.node, QueueSelection(), hooks, capacity=1, lease=lease
+    )  # type: ignore[arg-type]
+
+
+def test_a_node_whose_lease_has_run_out_is_rescued(lease: Lease) -> None:
+    row = expired_neighbour()
+    keeper_of(lease).heartbeat()
+    row.refresh_from_db()
+    assert (row.status, row.crashes) == ("READY", 1)
+
+
+def test_after_an_outage_others_get_time_though_a_worker_renewed_our_lease_first(
+    lease: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = expired_neighbour()
+    keeper = keeper_of(lease)
+    lease.renew(keeper.engine)
+    now = clock()
+    monkeypatch.setattr("dbtasks.lease.clock", lambda: now + 40.0)
+    lease.renew(keeper.engine)
+    keeper.heartbeat()
+    row.refresh_from_db()
+    assert (row.status, row.crashes) == ("RUNNING", 0)
+
+
+def test_a_node_that_started_in_an_outage_gives_others_time_too(
+    lease: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = expired_neighbour()
+    keeper = keeper_of(lease)
+    told: list[str] = []
+    patient = keep_patient(keeper, told.append, lambda: told.append("found"))
+
+    def refuse(*arguments: object) -> None:
+        raise OperationalError("the database system is starting up")
+
+    with monkeypatch.context() as outage:
+        outage.setattr(type(keeper.engine), "renew_lease", refuse)
+        patient()
+    patient()
+    assert told == ["database 'default': the database system is starting up", "found"]
+    row.refresh_from_db()
+    assert (row.status, row.crashes) == ("RUNNING", 0)
