@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 from .calls import Fate
 from .claims import Claim, Ended, claims_of, explained, lost_its_lease
-from .history import FINISHED, History, Row
+from .history import FINISHED, Execution, History, Row
 from .kinds import KINDS
 
 SECOND = datetime.timedelta(seconds=1)
+CLOCKS = 0.005  # seconds between the database's clock and the journal's
 WRITERS = ("write_entry", "write_and_refuse")
 
 
@@ -93,9 +94,18 @@ def each_run_has_a_claim(row: Row, history: History) -> Iterator[Broken]:
         yield Broken("each execution has a claim of its own", text, row.id)
 
 
+def starts_in(execution: Execution, claim: Claim) -> bool:
+    """Whether the task was started under this claim."""
+    within = claim.began - CLOCKS <= execution.start <= claim.ended + CLOCKS
+    return execution.worker == claim.worker and within
+
+
 def each_rerun_has_a_cause(row: Row, history: History) -> Iterator[Broken]:
     promise = "a claim without a result is explained by a fault or by the task"
+    executions = history.executions.get(row.id, [])
     for claim in claims_of(row, history.changes.get(row.id, [])):
+        if claim.how is Ended.RELEASED and not any(starts_in(e, claim) for e in executions):
+            continue  # it waited behind a slow task, and went back without having been started
         if not explained(claim, history.faults, row.kind):
             text = f"{claim.worker}'s claim ended so: {claim.how.value} {claim.reason.strip()}"
             yield Broken(promise, text, row.id)

@@ -1,5 +1,6 @@
 """The judge of `make chaos` itself: each promise, broken by hand, is found to be broken."""
 
+import dataclasses
 import datetime
 from collections.abc import Iterable
 from typing import Any
@@ -135,6 +136,17 @@ def test_a_rerun_that_no_kill_explains_is_found(faults: list[Fault]) -> None:
     assert broken(rerun(SIGKILL, faults)) == [
         "a claim without a result is explained by a fault or by the task"
     ]
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_a_claim_may_be_given_back_without_a_fault_before_its_task_starts(started: bool) -> None:
+    story = rerun(SIGKILL, [])
+    story.changes[TASK] = [dataclasses.replace(each, crashes=0) for each in story.changes[TASK]]
+    story.rows[TASK] = dataclasses.replace(story.rows[TASK], errors=[])
+    if not started:
+        del story.executions[TASK][0]
+    complaint = ["a claim without a result is explained by a fault or by the task"]
+    assert broken(story) == (complaint if started else [])
 
 
 def test_two_at_once_are_allowed_after_a_lost_lease_only() -> None:
