@@ -21,6 +21,10 @@ OUR_APPS = ("dbtasks", "app")
 FOLDER = pytest.StashKey[str]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--half", choices=["1", "2"], help="only every second file of tests")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Name this session's database, export it, and set Django up before any test is imported."""
     folder = tempfile.mkdtemp(prefix="dbtasks-session-")
@@ -52,12 +56,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave out, where the database is not SQLite, what is no test of a database."""
     from django.db import connection
 
+    if half := config.getoption("--half"):
+        keep_half(config, items, int(half))
     if connection.vendor == "sqlite":
         return
     once = [item for item in items if item.get_closest_marker("once")]
     if once:
         config.hook.pytest_deselected(items=once)
         items[:] = [item for item in items if not item.get_closest_marker("once")]
+
+
+def keep_half(config: pytest.Config, items: list[pytest.Item], half: int) -> None:
+    """Every second one of the files that have tests for this run."""
+    wanted = [item for item in items if item.get_closest_marker("once")]
+    files = list(dict.fromkeys(item.path for item in wanted))
+    mine = set(files[half - 1 :: 2])
+    config.hook.pytest_deselected(items=[item for item in items if item.path not in mine])
+    items[:] = [item for item in items if item.path in mine]
 
 
 @pytest.fixture(scope="session")

@@ -34,11 +34,11 @@ RUN_ID = "DBTASKS_TEST_RUN_ID"
 LOOK_SECONDS = 1.0
 LEAVE_SECONDS = 5.0
 TIDY_SECONDS = 15.0
-# The mark of what runs beside the rest of a database's tests, and the name of that lane.
+# The mark of what runs beside the rest of a database's tests, the name of that lane, its halves.
 PARTS = {
-    "sqlite": ("once", "not about a database"),
-    "postgresql": ("outage", "postgresql outages"),
-    "mariadb": ("outage", "mariadb outages"),
+    "sqlite": ("once", "not about a database", (" 1", " 2")),
+    "postgresql": ("outage", "postgresql outages", ("",)),
+    "mariadb": ("outage", "mariadb outages", ("",)),
 }
 
 
@@ -252,7 +252,7 @@ def run_all(suite: Suite, servers: list[Server], jobs: int) -> list[Report]:
 
 
 def lanes(servers: list[Server], pytest_arguments: list[str]) -> list[Server]:
-    """Each server's run in two, side by side, the longer ones first.
+    """Each server's run in parts, side by side, the longer ones first.
 
     SQLite's is parted by what is about a database and what is not (the mark ``once``), the others'
     by what needs a server of its own to break (the mark ``outage``), for that mostly waits.
@@ -261,11 +261,15 @@ def lanes(servers: list[Server], pytest_arguments: list[str]) -> list[Server]:
         return servers
     result: list[Server] = []
     for server in servers:
-        mark, rest_name = PARTS[server.name]
-        rest = SERVERS[server.name]()
-        rest.lane, rest.pytest_arguments = rest_name, ("-m", mark)
+        mark, name, halves = PARTS[server.name]
         server.pytest_arguments = ("-m", f"not {mark}")
-        result += [server, rest]
+        result.append(server)
+        for half in halves:
+            rest = SERVERS[server.name]()
+            rest.lane, rest.pytest_arguments = f"{name}{half}", ("-m", mark)
+            if half:
+                rest.pytest_arguments += ("--half", half.strip())
+            result.append(rest)
     return sorted(result, key=lambda server: server.lane.endswith("outages"))
 
 
