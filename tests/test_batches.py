@@ -76,7 +76,7 @@ def test_what_is_claimed_behind_a_slow_task_starts_elsewhere(node: Node, steps: 
     steps.teach()
     slow, *_ = steps.enqueue("slow", *numbered(FAST))
     pid = steps.wait_for_slow()
-    with within(1.0, "the others are done"):
+    with within(5.0, "the others are done"):
         wait_until(lambda: unfinished() == 1)
     assert row_of(slow).status == "RUNNING"
     elsewhere = {line.split()[1] for line in lines(steps.journal) if line.startswith("fast")}
@@ -91,7 +91,7 @@ def test_a_result_does_not_wait_for_the_slow_task_after_it(node: Node, steps: St
     steps.teach()
     *fast, slow = steps.enqueue(*numbered(FAST), "slow")
     steps.wait_for_slow()
-    with within(1.0, "the results are written"):
+    with within(5.0, "the results are written"):
         wait_until(lambda: unfinished() == 1)
     assert row_of(slow).status == "RUNNING"
     steps.gate.touch()
