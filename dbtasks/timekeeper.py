@@ -57,6 +57,8 @@ class Hooks:
     """The node's workers as we know them, as fields of models.Worker."""
     told_at: Callable[[], float] = time.monotonic
     """When that was so (monotonic): the parent of processes may be late to tell."""
+    foreign: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+    """Around the project's own code, which may take its time."""
 
 
 class Timekeeper:
@@ -333,8 +335,10 @@ class Timekeeper:
         """A row of the entry. A task or arguments that cannot be had fail this run visibly."""
         task: DjangoTask | None = None
         try:
-            task = periodic_task(self.backend, entry)
-            return self.new_row(entry, task, *entry.arguments()), None
+            with self.hooks.foreign():
+                task = periodic_task(self.backend, entry)
+                args, kwargs = entry.arguments()
+            return self.new_row(entry, task, args, kwargs), None
         except (Exception, SystemExit) as error:
             logger.error("periodic task %s cannot run", entry.name, exc_info=error)
             task = task or stand_in(self.backend, entry)

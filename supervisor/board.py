@@ -34,6 +34,7 @@ class State(IntEnum):
     BUSY = 2  # a task runs
     WRITING = 3  # a task is over; what came of it is not in the database yet
     WAITING = 4  # for the database
+    LOOKING = 5  # for the last time before it is idle; a wake-up will be noticed
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,13 @@ class BoardView:
         """Whether a task's code runs; nothing can be said of how long that may take."""
         return self.state is State.BUSY
 
+    @property
+    def asking(self) -> bool:
+        """Whether it waits for the database, or between two tries to reach it."""
+        return self.state in _ASKING
+
+
+_ASKING = (State.WRITING, State.WAITING, State.LOOKING)
 
 # state, attempt, done, failed, started, deadline, task id, length of the path, path
 _Fields = tuple[int, int, int, int, float, float, bytes, int, bytes]

@@ -18,6 +18,7 @@ from .signals import WORKER_DRAIN, WORKER_DUMP, WORKER_INTERRUPT, name_of
 
 WAKE_AGAIN = 0.05  # seconds that a worker has for answering a wake-up before the next one
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.5, 60.0  # seconds
+WAKEABLE = (State.IDLE, State.LOOKING)
 HEALTHY_AFTER = 60.0  # seconds of life after which earlier crashes are forgotten
 
 
@@ -55,6 +56,7 @@ class Child:
     born: float = field(default_factory=time.monotonic)
     deadline: float | None = None  # the hard limit of its task, monotonic
     database_down: str = ""
+    unanswered: bool = False  # that it is down, only the child's silence says
     woken_at: float = 0.0
     kill_at: float | None = None  # the last second after a stack dump
     charge: tuple[str, bool] = ("", True)  # its verdict, unless it moves on before
@@ -86,7 +88,7 @@ class Child:
             return False
         view = self.board.read()
         answered = view.ticked >= self.woken_at
-        if view.state is not State.IDLE or (not answered and now - self.woken_at < WAKE_AGAIN):
+        if view.state not in WAKEABLE or (not answered and now - self.woken_at < WAKE_AGAIN):
             return False
         self.woken_at = now
         # One that has not answered the last time may be stopped, and the work must not wait for it.
@@ -107,13 +109,14 @@ class Child:
             self.channel.send("drain")
             self.signal(WORKER_INTERRUPT)
 
-    def condemn(self, verdict: str, counted: bool, after: float = 1.0) -> None:
+    def condemn(self, verdict: str, counted: bool, after: float = 1.0, dump: bool = True) -> None:
         """A stack dump now and SIGKILL `after` seconds, unless it moves on meanwhile."""
         if self.kill_at is None and self.life is not Life.KILLED:
             self.charge = (verdict, counted)
             self.kill_at = time.monotonic() + after
             self.condemned_at_tick = self.last_tick
-            self.signal(WORKER_DUMP)
+            if dump:
+                self.signal(WORKER_DUMP)
 
     def carry_out(self) -> None:
         """The last second is over. Who has moved on runs something else, which is not to blame."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from django.db import Error as DatabaseError
 
 from dbtasks.engines import Death, Engine, Outcome, Rescued
+from dbtasks.engines.network import CONNECTION_PATIENCE
 from dbtasks.hand import Handover
 from dbtasks.ids import dashed
 from dbtasks.retention import prune
@@ -107,6 +108,7 @@ def run_janitor(
     """The main function of a janitor: does its jobs, however long the database is away."""
     use_one_connection()
     engine = backend.engine
+    engine.prepare_connections(CONNECTION_PATIENCE)
     draining = False
     orphaned_at: float | None = None
 

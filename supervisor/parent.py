@@ -28,6 +28,7 @@ from .janitor import Rescue
 from .logs import reopen_logs, set_process_name
 from .newborn import EXIT_BOOT, EXIT_CRASHED
 from .nursery import Nursery
+from .outage import Outage
 from .overrun import Overruns
 from .pidfile import Pidfile
 from .process import become_subreaper, set_title
@@ -96,7 +97,7 @@ class Supervisor:
         self.phase_ends = 0.0
         self.interrupts = 0
         self.looked_at = 0.0
-        self.down_since: float | None = None
+        self.outage = Outage(self.nursery)
         self.vigil = Vigil(self.nursery, config.max_memory)
         self.overruns = Overruns(self.nursery, self.errands)
         self.reload = Reload(application, self.nursery, self.notifier, pidfile, self.overruns)
@@ -251,28 +252,14 @@ class Supervisor:
             case "changed":
                 self.begin_reload(f"{message['path']} changed")
             case "database_lost":
-                child.database_down = str(message["why"])
-                self.note_outage(child.database_down)
+                self.outage.lost(child, str(message["why"]))
                 self.check_ready()
             case "database_found":
-                child.database_down = ""
-                self.note_recovery()
+                self.outage.found(child)
 
     def recycle_one(self) -> None:
         if self.phase is Phase.RUNNING:
             self.vigil.recycle_one()
-
-    def note_outage(self, why: str) -> None:
-        """One line for the node, however many of its processes notice."""
-        if self.down_since is None:
-            self.down_since = time.monotonic()
-            logger.error("degraded: %s; trying again until it works", why)
-
-    def note_recovery(self) -> None:
-        if self.down_since is not None and not any(c.database_down for c in self.nursery):
-            seconds = time.monotonic() - self.down_since
-            self.down_since = None
-            logger.info("recovered: the database is back after %.1f s", seconds)
 
     def check_ready(self) -> None:
         """READY when every slot's child is up, or is up but for the database."""
@@ -319,7 +306,7 @@ class Supervisor:
                 slot.note_end(child, crashed, random.uniform(0.75, 1.25))
         self.note_boot_failure(child, status)
         child.close()
-        self.note_recovery()
+        self.outage.ended(child)
 
     def bury_worker(self, child: Child, status: int) -> None:
         """Has its rows rescued. One from before a reload has no board: then the rows tell."""
@@ -363,13 +350,15 @@ class Supervisor:
     def look_after_children(self, now: float) -> None:
         """Once a second; and the waker of last resort, while nobody else looks at the queue."""
         self.vigil.look(now)
+        self.outage.look(now)
+        self.check_ready()
         self.recycle_one()
         if self.phase is Phase.RUNNING and not any(
             child.ready and child.stopped_since is None
             for child in self.nursery.of_kind(Kind.SCHEDULER)
         ):
             self.wake_workers(1)
-        if self.down_since is not None:
+        if self.outage.since is not None:
             self.vigil.healthy_at = now  # a node is not unwell because its database is down
         if self.phase <= Phase.RUNNING and now - self.vigil.healthy_at > GIVE_UP:
             logger.critical("no worker stayed alive for %g s; giving up", GIVE_UP)

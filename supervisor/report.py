@@ -76,7 +76,7 @@ class Reporter:
         if supervisor.phase is Phase.STARTING:
             return "starting"
         slots = [slot for slot in supervisor.slots if slot.wanted]
-        down = supervisor.down_since is not None
+        down = supervisor.outage.since is not None
         if down or any(slot.is_unwell for slot in slots):
             return "degraded"
         return "running"
@@ -91,7 +91,7 @@ class Reporter:
             "workers_up": sum(c.life is not Life.STARTING for c in supervisor.nursery.workers),
             "workers_wanted": supervisor.wanted_workers,
             "scheduler_up": any(c.ready for c in supervisor.nursery.of_kind(Kind.SCHEDULER)),
-            "database_down": supervisor.down_since is not None,
+            "database_down": supervisor.outage.since is not None,
             "children": [
                 {**child.row(restarts.get(child, 0)), "kind": child.kind.value}
                 for child in supervisor.nursery

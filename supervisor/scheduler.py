@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from django.db import Error as DatabaseError
@@ -73,6 +74,7 @@ class SchedulerChild:
             cleanup=lambda: self.tell("cleanup"),
             workers=lambda: list(self.workers.values()),
             told_at=lambda: self.told_at,
+            foreign=self.foreign,
         )
         self.keeper = Timekeeper(
             backend,
@@ -96,8 +98,9 @@ class SchedulerChild:
             self.read_channel()
             if self.leaving or self.channel.closed:
                 break
+            self.board.tick(State.WAITING)
             seconds = patient()
-            self.board.tick(State.IDLE)
+            self.board.tick(State.WAITING if self.board_waits else State.IDLE)
             if self.burst and not self.keeper.draining:
                 self.tell_when_empty()
             self.sleep(seconds)
@@ -151,6 +154,15 @@ class SchedulerChild:
         self.inbox.read()
 
     board_waits = False
+
+    @contextlib.contextmanager
+    def foreign(self) -> Iterator[None]:
+        """The project's code runs: that it takes its time says nothing about the database."""
+        self.board.tick(State.IDLE)
+        try:
+            yield
+        finally:
+            self.board.tick(State.WAITING)
 
     def tell_when_empty(self) -> None:
         with contextlib.suppress(DatabaseError):
@@ -209,5 +221,6 @@ def run_scheduler(
 ) -> int:
     """The main function of the scheduler; returns its exit code."""
     use_one_connection()
+    backend.engine.prepare_connections(node.lease / 3)  # to renew it in time, on a new connection
     child = SchedulerChild(backend, node, queues, config, channel, board, draining, lease, roll)
     return child.run()

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dbtasks.engines.network import CONNECTION_PATIENCE
 from dbtasks.runner import Runner
 
 from .logs import reopen_logs
@@ -45,6 +46,9 @@ def run_threaded(
     """Runs until a signal says stop, or until nothing is ready with --burst."""
     config = application.config
     warn_of_idle_settings(config)
+    # One number for all threads: the one that renews the lease has to do so in time.
+    lease = application.backend.parsed.worker_timeout
+    application.backend.engine.prepare_connections(min(CONNECTION_PATIENCE, lease * 2 / 3))
     runner = Runner(
         workers=config.workers,
         worker_id=config.worker_id,
@@ -157,6 +161,7 @@ class Overseer:
                 self.on_signal(signal.SIGINT)
             for signum in self.inbox.read() if self.inbox is not None else ():
                 self.on_signal(signum)
+            self.look_for_answers()
             now = time.monotonic()
             if not self.told_ready and self.runner.ready.is_set():
                 self.told_ready = True
@@ -173,6 +178,21 @@ class Overseer:
                 self.changes_at = now + LOOK_AT_CODE
                 self.look_at_code(self.changes)
         return True
+
+    def look_for_answers(self) -> None:
+        """A database that never answers raises no error anywhere; but nobody renews the lease."""
+        lease = self.runner.lease
+        if lease.is_lapsed and not self.runner.degraded:
+            self.unanswered = True
+            half = lease.node.lease / 2
+            self.runner.database_lost(
+                self, f"database {self.runner.engine.alias!r} has not answered for {half:g} s"
+            )
+        elif self.unanswered and not lease.is_lapsed:
+            self.unanswered = False
+            self.runner.database_found(self)
+
+    unanswered = False
 
     def look_at_code(self, changes: Changes) -> None:
         """Restarts with changed code, if it loads; until then the old code serves on."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import time
 
+from .board import BoardView
 from .child import Child, Kind, Life
 from .nursery import Nursery
+from .outage import PATIENCE, UNLADEN_PATIENCE, unanswered
 from .process import unique_memory
 
 logger = logging.getLogger("dbtasks")
@@ -15,6 +17,7 @@ SILENCE = 60.0  # seconds without a sign of life after which a child that runs n
 STOPPED = 10.0  # seconds that a child may be stopped (SIGSTOP)
 LONG_TASK = 10.0  # seconds; who recycles after such a task lets others recycle meanwhile
 HEALTHY_AGE = 5.0  # seconds that a worker must live to count as healthy
+LAST_CHANCE = 2 / 3  # of the lease: so late can the next scheduler still renew it
 FAR_BEYOND = 1.5  # times --max-memory at which a worker is killed in the middle of its task
 
 
@@ -73,8 +76,27 @@ class Vigil:
         if child.board is None:
             return
         view = child.board.read()
-        if not view.executing and now - view.ticked > SILENCE:
+        silence = now - view.ticked
+        if view.asking:
+            if silence > (patience := self.patience(child, view)):
+                told = f"the database did not answer for {patience:g} s"
+                if view.running:
+                    told += "; what came of the task could not be written"
+                # The task did run, so it is counted. Where we hang is known: no stack dump.
+                child.condemn(told, counted=view.running, dump=False)
+        elif not view.executing and silence > SILENCE:
             child.condemn(f"it gave no sign of life for {SILENCE:g} s", counted=False)
+
+    def patience(self, child: Child, view: BoardView) -> float:
+        """Seconds for which a child may wait for the database."""
+        lease = self.nursery.node.lease
+        if child.kind is Kind.SCHEDULER:
+            return max(unanswered(lease), lease * LAST_CHANCE)
+        if child.kind is Kind.JANITOR:
+            return SILENCE
+        if view.running:
+            return PATIENCE
+        return unanswered(lease) if child.life is Life.DRAINING else UNLADEN_PATIENCE
 
     def look_at_memory(self, child: Child) -> None:
         limit = self.max_memory

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from dbtasks.consumer import Consumer
 from dbtasks.engines import Claimant, Claimed
+from dbtasks.engines.network import CONNECTION_PATIENCE
 from dbtasks.exceptions import TaskInterrupted, TaskTimeout
 from dbtasks.execution import Execution
 from dbtasks.interruption import over_limit
@@ -99,11 +100,12 @@ class WorkerControl:
 
     def idle(self) -> None:
         self.woken = False
-        self.board.tick(State.IDLE)
+        self.board.tick(State.LOOKING)
 
     def wait(self) -> None:
         deadline = time.monotonic() + random.uniform(*SELF_LOOK)
         while not (self.stopping() or self.woken):
+            self.board.tick(State.IDLE)
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 break
@@ -233,14 +235,15 @@ def run_worker(
     stop_when(control.stopping)
     roll.answer()
     use_one_connection()
+    backend.engine.prepare_connections(CONNECTION_PATIENCE)
     consumer = Consumer(backend, who, queues, control, lease)
 
     def connect() -> bool:
-        backend.engine.prepare_connection()
         # The node's lease must be there before its first claim.
         lease.renew(backend.engine)
         return True
 
+    board.tick(State.WAITING)
     if consumer.patiently(connect):
         channel.send("ready")
         consumer.run()

@@ -278,8 +278,11 @@ class Engine(Protocol):
     def watcher(self) -> Watcher:
         """For the scheduler's connection."""
 
-    def prepare_connection(self) -> None:
-        """Settings for a worker's own connection, after it was opened."""
+    def prepare_connections(self, patience: float) -> None:
+        """Limits how long this process waits for a server that is gone, to `patience` seconds.
+
+        For connections that are opened from now on, in a process that is ours alone.
+        """
 
     def missing_tables(self) -> bool:
         """Whether a migration is missing. Raises DatabaseError where it cannot be asked."""

@@ -88,8 +88,8 @@ class Connected:
     def watcher(self) -> Watcher:
         return Untold()
 
-    def prepare_connection(self) -> None:
-        self.connection.ensure_connection()
+    def prepare_connections(self, patience: float) -> None:
+        """A file needs none of it."""
 
     def missing_tables(self) -> bool:
         self.connection.ensure_connection()

@@ -19,6 +19,7 @@ from django.db import OperationalError
 from ..queues import QueueSelection
 from .base import Claimant, Claimed, Death, NodeInfo, Outcome, Rescued
 from .connection import plain_transaction
+from .network import Networked
 from .portable import READY_QUEUES, ByQueueEngine, Head
 
 DEADLOCK, LOCK_WAIT_TIMEOUT = 1213, 1205
@@ -74,7 +75,7 @@ def retried[**P, T](
 NO_NAMES: tuple[list[str], float] = ([], 0.0)  # names, and when they were asked for
 
 
-class MySQLEngine(ByQueueEngine):
+class MySQLEngine(Networked, ByQueueEngine):
     NOW = "UTC_TIMESTAMP(6)"
     IN_SECONDS = "UTC_TIMESTAMP(6) + INTERVAL %s SECOND"
     INSERT_OR_IGNORE = "INSERT IGNORE INTO"

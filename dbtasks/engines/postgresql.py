@@ -14,10 +14,12 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from django.db import InternalError, OperationalError, transaction
+from django.db import DatabaseError, InternalError, OperationalError, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ..queues import QueueSelection
 from .base import NOTIFY_INTERVAL, Claimant, Claimed, NewTask, Outcome, Watcher
+from .network import Networked
 from .portable import INSERT, INSERT_ROW, PortableEngine, by_id, in_claim_order
 from .upkeep import bounded
 
@@ -112,10 +114,15 @@ INSERT_AND_NOTIFY = (
     "WITH inserted AS ({insert}) SELECT pg_notify(%s, queue) FROM unnest(%s::text[]) queue"
 )
 NOTIFY = "SELECT pg_notify(%s, '')"
+# The query of a worker that was killed ends after so long, and gives its locks back. Through a
+# transaction pooler the setting reaches connections that others use as well: it does them no harm.
+NOTICE_DEATH = """
+SELECT set_config('client_connection_check_interval', '2s', false)
+WHERE current_setting('client_connection_check_interval') = '0'"""
 TRY_LOCK = "SELECT pg_try_advisory_xact_lock(%s)"
 
 
-class PostgreSQLEngine(PortableEngine):
+class PostgreSQLEngine(Networked, PortableEngine):
     NOW = "statement_timestamp()"  # stable, unlike clock_timestamp(): an index can be asked for it
     IN_SECONDS = "statement_timestamp() + %s * interval '1 second'"
 
@@ -212,6 +219,15 @@ class PostgreSQLEngine(PortableEngine):
 
     def watcher(self) -> Watcher:
         return Listener(self)
+
+    def prepare_connection(self, connection: BaseDatabaseWrapper) -> None:
+        super().prepare_connection(connection)
+        raw: Any = connection.connection
+        if raw.info.server_version < 140000 or not connection.get_autocommit():
+            return
+        # Not every system can tell, and then PostgreSQL refuses the setting.
+        with contextlib.suppress(DatabaseError), connection.cursor() as cursor:
+            cursor.execute(NOTICE_DEATH)
 
     def unavailable(self, error: BaseException) -> str | None:
         if isinstance(error, InternalError) and "read-only" in str(error):

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import socket
 import sys
 import time
 
@@ -133,3 +134,19 @@ def break_connection():
 def _count(path):
     with open(path, "a") as file:
         file.write("x")
+
+
+@task
+def sleep_in_the_database(seconds):
+    with connection.cursor() as cursor:
+        function = "sleep" if connection.vendor == "mysql" else "pg_sleep"
+        cursor.execute(f"SELECT {function}(%s)", [seconds])
+
+
+@task
+def socket_options(names):
+    """The TCP options of the connection to the database, as far as the system has them."""
+    connection.ensure_connection()
+    with socket.socket(fileno=os.dup(connection.connection.fileno())) as raw:
+        known = {name: getattr(socket, name) for name in names if hasattr(socket, name)}
+        return {name: raw.getsockopt(socket.IPPROTO_TCP, known[name]) for name in known}
