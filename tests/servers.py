@@ -343,7 +343,7 @@ class MariaDB(Daemon):
     def initialise(self) -> list[str]:
         grants = (
             "CREATE USER IF NOT EXISTS 'dbtasks'@'127.0.0.1' IDENTIFIED BY 'dbtasks';\n"
-            "GRANT ALL PRIVILEGES ON *.* TO 'dbtasks'@'127.0.0.1';\n"
+            "GRANT ALL PRIVILEGES ON *.* TO 'dbtasks'@'127.0.0.1' WITH GRANT OPTION;\n"
             "CREATE DATABASE IF NOT EXISTS dbtasks CHARACTER SET utf8mb4;\n"
         )
         (self.folder / "grants.sql").write_text(grants)
