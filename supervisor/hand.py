@@ -118,7 +118,7 @@ class SharedHand:
     def is_empty(self) -> bool:
         """Whether there is nothing to take; from then on `watch` tells when that changes."""
         self._words[_WATCHED] = 0
-        empty = not self._words[_KEPT] & 0xFFFFFFFF and not self._has_tokens()
+        empty = not self.holds_outcomes and not self._has_tokens()
         self._words[_WATCHED] = not empty
         return empty
 
@@ -131,6 +131,11 @@ class SharedHand:
         rows = self._take_rows()
         outcomes = self.unwritten(again=False)
         return Handover(who, rows, outcomes) if rows or outcomes else None
+
+    @property
+    def holds_outcomes(self) -> bool:
+        """Whether anything is not written that only the worker and we know."""
+        return bool(self._words[_KEPT] & 0xFFFFFFFF)
 
     def unwritten(self, *, again: bool) -> tuple[Outcome, ...]:
         """The outcomes that are not written; `again`: also those that were taken before."""

@@ -7,9 +7,9 @@ wait, in C code that nothing interrupts, so the parent looks at their boards. Wh
   drains and has nothing to write is ended;
 * a third of the lease (the scheduler), 60 s (all others): if packets are dropped, the kernel gives
   up the connection (dbtasks.engines.network). The child connects again and has lost nothing;
-* two thirds of the lease (the scheduler), 90 s (a worker), 150 s (a worker that has an outcome to
-  write): something answers TCP but not the child. It is replaced, for the sake of a new connection.
-  The task whose outcome is lost with a worker counts as crashed.
+* two thirds of the lease (the scheduler), 90 s (workers): something answers TCP but not the child.
+  It is replaced, for the sake of a new connection; what its hand keeps is written in its place. A
+  worker with an outcome that is not in its hand has 150 s, and the task counts as crashed then.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ logger = logging.getLogger("dbtasks")
 # Seconds. Longer than PgBouncer keeps a query while its server is away (query_wait_timeout, 120 s):
 # when that is over, the worker is told and goes on by itself.
 PATIENCE = 150.0
-UNLADEN_PATIENCE = 90.0  # so that the kernel gives up first, and one new connection can be tried
+UNLADEN_PATIENCE = 90.0  # so that the kernel gives up first, and a new connection can be tried
 
 
 def unanswered(lease: float) -> float:

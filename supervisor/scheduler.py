@@ -95,14 +95,14 @@ class SchedulerChild:
     def run(self) -> int:
         patient = keep_patient(self.keeper, self.database_lost, self.database_found)
         while True:
+            self.board.tick(State.WAITING)
             self.read_channel()
             if self.leaving or self.channel.closed:
                 break
-            self.board.tick(State.WAITING)
             seconds = patient()
-            self.board.tick(State.WAITING if self.board_waits else State.IDLE)
             if self.burst and not self.keeper.draining:
                 self.tell_when_empty()
+            self.board.tick(State.WAITING if self.board_waits else State.IDLE)
             self.sleep(seconds)
         if self.channel.closed:
             self.outlive_parent()

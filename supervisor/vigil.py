@@ -96,7 +96,10 @@ class Vigil:
             return SILENCE
         if view.running:
             return PATIENCE
-        return unanswered(lease) if child.life is Life.DRAINING else UNLADEN_PATIENCE
+        nothing_to_lose = child.hand is None or not child.hand.holds_outcomes
+        if child.life is Life.DRAINING and nothing_to_lose:
+            return unanswered(lease)
+        return UNLADEN_PATIENCE
 
     def look_at_memory(self, child: Child) -> None:
         limit = self.max_memory

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from dbtasks.engines import Outcome
 from dbtasks_supervisor.board import Board, State
 from dbtasks_supervisor.channel import Channel
 from dbtasks_supervisor.child import Child, Kind, Life
+from dbtasks_supervisor.hand import SharedHand
 from dbtasks_supervisor.outage import Outage
 from dbtasks_supervisor.vigil import Vigil
 
@@ -80,6 +82,15 @@ def test_a_child_is_replaced_when_the_database_has_not_answered_it_for_too_long(
     verdict, is_counted = child.charge
     assert f"did not answer for {limit} s" in verdict
     assert is_counted is counted
+
+
+def test_a_worker_that_drains_is_not_hurried_while_its_hand_keeps_an_outcome(nursery: Any) -> None:
+    child = nursery.add(Kind.WORKER, State.WAITING, Life.DRAINING)
+    child.hand = SharedHand()
+    child.hand.keep(Outcome(TASK, 1, "node-1", "SUCCESSFUL", None, "[]", "[]", 0, None, None))
+    assert not is_condemned(nursery, child, 89)
+    child.hand.clear()
+    assert is_condemned(nursery, child, 11)
 
 
 def test_the_time_of_a_task_is_its_own(nursery: Any) -> None:
