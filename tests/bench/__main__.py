@@ -8,6 +8,7 @@ make bench ARGS="--database postgresql --measure drain --measure flat"
 """
 
 import argparse
+import signal
 import sys
 import time
 from importlib import import_module
@@ -30,6 +31,8 @@ STARTED = time.monotonic()
 
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
+    # SIGTERM too ends what was started here, the servers and their data.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sizes = QUICK if options.quick else FULL
     machine = describe()
     figures: list[Figure] = []

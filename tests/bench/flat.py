@@ -8,17 +8,22 @@ import functools
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from tests.bench import rows
 from tests.bench.contender import Contender
 from tests.bench.figures import Case, Figure
 from tests.bench.ours import TABLE
 from tests.bench.stage import Stage
+from tests.waiting import wait_until
 
 WORKERS = 2
-BACKLOG_SECONDS = 5.0
+START_SECONDS = 60.0
+LOOK_SECONDS = 0.1
 EMPTY = "nothing else in the table"
-EXPIRED = f"SELECT count(*) FROM {TABLE} WHERE delete_after IS NOT NULL"
+CLAIMED = f"SELECT 1 FROM {TABLE} WHERE claim_node IS NOT NULL LIMIT 1"
+EXPIRED = f"SELECT count(*) FROM {TABLE} WHERE backend = 'default' AND delete_after IS NOT NULL"
+EXPIRED_ROW = EXPIRED.replace("count(*)", "1") + " LIMIT 1"
 
 
 def measure(stage: Stage) -> list[Figure]:
@@ -37,12 +42,11 @@ def measure(stage: Stage) -> list[Figure]:
             rows.generate(contender, count, changes)
         cases.append(Case("dbtasks", name, functools.partial(once, contender, sizes.flat)))
     backlog = stage.apart("flat_backlog")
-    run = functools.partial(backlogged, backlog, sizes.backlog, sizes.repetitions == 1)
+    run = functools.partial(backlogged, backlog, sizes.backlog, sizes.flat_seconds)
     cases.append(Case("dbtasks", f"{sizes.backlog:,} ready in {rows.QUEUES} queues", run))
-    pruned = own_queue(stage.apart("flat_expired"))
-    expired = sizes.history // 4
-    run = functools.partial(deleting, pruned, sizes.flat, expired)
-    cases.append(Case("dbtasks", f"while {expired:,} expired are deleted", run))
+    pruned = replace(own_queue(backlog), clear=backlog.clear)
+    run = functools.partial(deleting, pruned, sizes.backlog, sizes.expired, sizes.flat_seconds)
+    cases.append(Case("dbtasks", f"while retention deletes {sizes.expired:,}", run))
     figures = stage.repeat("flat", cases)
     return [*figures, *relative(figures)]
 
@@ -64,29 +68,53 @@ def once(contender: Contender, count: int) -> dict[str, float]:
     return {"tasks/s": count / contender.drain(WORKERS, count)}
 
 
-def backlogged(contender: Contender, count: int, quick: bool) -> dict[str, float]:
+def backlogged(contender: Contender, count: int, seconds: float) -> dict[str, float]:
     """Some seconds of a backlog that is too long to be waited for."""
     contender.reset()
     rows.generate(contender, count, rows.ready(contender.database.vendor))
-    with contender.running(WORKERS):
-        # No look at the table: any would cost it something.
-        time.sleep(BACKLOG_SECONDS / 2 if quick else BACKLOG_SECONDS)
+    with contender.running(WORKERS), contextlib.closing(contender.database.connect()) as connection:
+        wait_until(lambda: any_row(connection, CLAIMED), START_SECONDS, "the first claim")
+        # No look at the table meanwhile: any would cost it something.
+        time.sleep(seconds)
     return {"tasks/s": contender.count_finished() / contender.database.span(contender.span)}
 
 
-def deleting(contender: Contender, count: int, expired: int) -> dict[str, float]:
-    """Retention at work beside a drain."""
+def deleting(contender: Contender, backlog: int, expired: int, seconds: float) -> dict[str, float]:
+    """Retention at work beside a backlog, for some seconds or until it has deleted all."""
     database = contender.database
-    database.ask(f"DELETE FROM {TABLE}")
+    contender.reset()
     rows.generate(contender, expired, rows.expired(database.vendor))
-    contender.fill(count)
-    with contextlib.closing(database.connect()) as connection, contender.running(WORKERS) as alive:
-        contender.wait_drained(alive)
-        cursor = connection.cursor()
-        cursor.execute(EXPIRED)
-        left = int(cursor.fetchone()[0])
-    seconds = database.span(contender.span)
-    return {"tasks/s": count / seconds, "rows deleted/s": (expired - left) / seconds}
+    rows.generate(contender, backlog, {}, first=expired + 1)
+    with contender.running(WORKERS), contextlib.closing(database.connect()) as connection:
+
+        def counts() -> tuple[float, int, int]:
+            return (
+                time.monotonic(),
+                one(connection, contender.finished),
+                one(connection, EXPIRED),
+            )
+
+        def begun() -> bool:
+            return bool(any_row(connection, CLAIMED)) and one(connection, EXPIRED) < expired
+
+        wait_until(begun, START_SECONDS, "the workers and retention to begin")
+        before = counts()
+        deadline = before[0] + seconds
+        while time.monotonic() < deadline and any_row(connection, EXPIRED_ROW):
+            time.sleep(LOOK_SECONDS)
+        after = counts()
+    elapsed, finished, left = (b - a for a, b in zip(before, after, strict=True))
+    return {"tasks/s": finished / elapsed, "rows deleted/s": -left / elapsed}
+
+
+def any_row(connection: Any, sql: str) -> Any:
+    cursor = connection.cursor()
+    cursor.execute(sql)
+    return cursor.fetchone()
+
+
+def one(connection: Any, sql: str) -> int:
+    return int(any_row(connection, sql)[0])
 
 
 def relative(figures: Sequence[Figure]) -> list[Figure]:

@@ -58,8 +58,11 @@ def ready(vendor: str) -> dict[str, str]:
     return {"queue": queue, "ready_queue": queue}
 
 
-def generate(contender: Contender, count: int, changes: Mapping[str, str]) -> None:
-    """`count` rows that differ from a no-op task just enqueued by `changes`, SQL by column."""
+def generate(contender: Contender, count: int, changes: Mapping[str, str], first: int = 1) -> None:
+    """`count` rows that differ from a no-op task just enqueued by `changes`, SQL by column.
+
+    Their ids are the numbers from `first` on, so that they are older than all that is enqueued.
+    """
     database = contender.database
     contender.work("fill", "noop", 1)
     with contextlib.closing(database.connect()) as connection:
@@ -69,14 +72,14 @@ def generate(contender: Contender, count: int, changes: Mapping[str, str]) -> No
         names = [name for name in columns(connection, TABLE) if name not in GENERATED]
         values = {"id": ID[database.vendor], **changes}
         selected = ", ".join(values.get(name, f"t.{name}") for name in names)
-        for first in range(1, count + 1, CHUNK):
-            last = min(first + CHUNK - 1, count)
+        for start in range(first, first + count, CHUNK):
+            end = min(start + CHUNK, first + count) - 1
             if database.vendor == "mariadb":
                 cursor.execute(f"SET max_recursive_iterations = {CHUNK}")
             cursor.execute(
                 f"INSERT INTO {TABLE} ({', '.join(names)})"
-                f" WITH RECURSIVE series(n) AS (SELECT {first} UNION ALL"
-                f" SELECT n + 1 FROM series WHERE n < {last})"
+                f" WITH RECURSIVE series(n) AS (SELECT {start} UNION ALL"
+                f" SELECT n + 1 FROM series WHERE n < {end})"
                 f" SELECT {selected} FROM {TABLE} t, series WHERE t.id = '{template}'"
             )
         cursor.execute(f"DELETE FROM {TABLE} WHERE id = '{template}'")

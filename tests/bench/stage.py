@@ -15,7 +15,7 @@ class Sizes:
     """How much is measured; `FULL` is for figures to quote, `QUICK` for a look."""
 
     repetitions: int = 3
-    drain: int = 5_000
+    drain: int = 10_000
     drain_workers: tuple[int, ...] = (1, 4)
     drain_raw: tuple[int, ...] = (1, 50)
     drain_variants: tuple[str, ...] = ("auto", "1")
@@ -25,7 +25,9 @@ class Sizes:
     history: int = 1_000_000
     backlog: int = 200_000
     failed: int = 100_000
-    flat: int = 5_000
+    expired: int = 300_000
+    flat: int = 20_000
+    flat_seconds: float = 5.0
     enqueue: int = 2_000
     producers: int = 8
     scale_seconds: float = 2.0
@@ -47,7 +49,9 @@ QUICK = Sizes(
     history=20_000,
     backlog=10_000,
     failed=5_000,
-    flat=500,
+    expired=20_000,
+    flat=1_000,
+    flat_seconds=1.0,
     enqueue=200,
     producers=4,
     scale_seconds=0.5,
