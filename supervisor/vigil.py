@@ -103,7 +103,7 @@ class Vigil:
 
     def look_at_memory(self, child: Child) -> None:
         limit = self.max_memory
-        if limit is None or child.life is not Life.RUNNING:
+        if limit is None or child.life in (Life.STARTING, Life.KILLED):
             return
         used = unique_memory(child.pid)
         if used > limit:

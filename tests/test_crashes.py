@@ -86,6 +86,14 @@ def hoard(mebibytes: int, seconds: float) -> int:
 
 
 @task
+def hoard_on(path: str) -> None:
+    HOARD.append(os.urandom(1 << 20) * 140)
+    while not os.path.exists(path):
+        time.sleep(0.01)
+    hoard.func(160, 60)
+
+
+@task
 def start_process(path: str, die: bool) -> int:
     child = subprocess.Popen(["/bin/sleep", "600"])
     Path(path).write_text(str(child.pid))
@@ -224,6 +232,19 @@ def test_a_worker_that_has_grown_too_big_is_replaced_between_two_tasks(db: None)
 def test_a_worker_far_beyond_its_memory_is_killed_in_its_task(db: None) -> None:
     with Node("--max-memory", "128M", workers=1):
         result = hoard.using(max_crashes=0).enqueue(300, 60)
+        path, told = only_error(finished(result))
+        assert path == WORKER_DIED
+        assert "--max-memory" in told
+
+
+@pytest.mark.once
+def test_who_leaves_for_its_memory_is_killed_if_its_task_takes_far_more(
+    db: None, tmp_path: Path
+) -> None:
+    with Node("--max-memory", "128M", workers=1) as node:
+        result = hoard_on.using(max_crashes=0).enqueue(str(tmp_path / "more"))
+        node.wait_log("recycling worker")
+        (tmp_path / "more").touch()
         path, told = only_error(finished(result))
         assert path == WORKER_DIED
         assert "--max-memory" in told
