@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import django
 from django.db import connection, connections
 
 from dbtasks.engines import Claimant, Claimed, Engine, NewTask, NodeInfo, Outcome, get_engine
@@ -155,8 +154,9 @@ def statements() -> Iterator[list[tuple[str, Any]]]:
 
 def race(count: int, racer: Callable[..., Any], gate: Path, *arguments: Any) -> list[Any]:
     """What `count` processes return from `racer(engine, number, *arguments)`, begun together."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count, mp_context=context, initializer=django.setup) as pool:
+    connections.close_all()  # none of ours is for them
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(count, mp_context=context) as pool:
         futures = [
             pool.submit(in_process, racer, gate, count, number, arguments)
             for number in range(count)

@@ -9,6 +9,7 @@ was asked for by name, that is a failure. So is a process that outlives the test
 
 import argparse
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,8 +33,10 @@ from tests.servers import SERVERS, Server
 ROOT = Path(__file__).resolve().parent.parent
 RUN_ID = "DBTASKS_TEST_RUN_ID"
 LOOK_SECONDS = 1.0
+FAMILY_SECONDS = 3.0  # a look at every process of the machine is not free
 LEAVE_SECONDS = 5.0
 TIDY_SECONDS = 15.0
+MEMORY, ENOUGH_MEMORY = "/dev/shm", 6 << 30
 # The mark of what runs beside the rest of a database's tests, the name of that lane, its halves.
 PARTS = {
     "sqlite": ("once", "not about a database", (" 1", " 2")),
@@ -175,8 +178,11 @@ class Suite:
 
     def _wait(self, process: subprocess.Popen[bytes], family: Family, report: Report) -> int:
         deadline = time.monotonic() + self.timeout
+        look_at = 0.0
         while True:
-            family.look()
+            if time.monotonic() >= look_at:
+                look_at = time.monotonic() + FAMILY_SECONDS
+                family.look()
             try:
                 return process.wait(LOOK_SECONDS)
             except subprocess.TimeoutExpired:
@@ -224,10 +230,8 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--database", action="append", choices=SERVERS, help="only this one; may be repeated"
     )
-    jobs = 3 * (os.cpu_count() or 1)  # the tests wait more than they work
-    parser.add_argument(
-        "--jobs", type=int, default=jobs, help="runs at a time (default: three per CPU)"
-    )
+    # Those that take longest wait more than they work: whoever begins late is the last to end.
+    parser.add_argument("--jobs", type=int, default=99, help="runs at a time (default: all)")
     parser.add_argument(
         "--timeout", type=float, default=1800, help="seconds for one database (default 1800)"
     )
@@ -252,7 +256,7 @@ def run_all(suite: Suite, servers: list[Server], jobs: int) -> list[Report]:
 
 
 def lanes(servers: list[Server], pytest_arguments: list[str]) -> list[Server]:
-    """Each server's run in parts, side by side, the longer ones first.
+    """Each server's run in parts, side by side.
 
     SQLite's is parted by what is about a database and what is not (the mark ``once``), the others'
     by what needs a server of its own to break (the mark ``outage``), for that mostly waits.
@@ -270,7 +274,15 @@ def lanes(servers: list[Server], pytest_arguments: list[str]) -> list[Server]:
             if half:
                 rest.pytest_arguments += ("--half", half.strip())
             result.append(rest)
-    return sorted(result, key=lambda server: server.lane.endswith("outages"))
+    return result
+
+
+def use_memory() -> None:
+    """Keeps databases and folders in memory, if there is plenty: no lane waits for a disk."""
+    if "TMPDIR" in os.environ or not os.access(MEMORY, os.W_OK):
+        return
+    if shutil.disk_usage(MEMORY).free >= ENOUGH_MEMORY:
+        os.environ["TMPDIR"] = tempfile.tempdir = MEMORY
 
 
 def main(arguments: list[str]) -> int:
@@ -279,6 +291,7 @@ def main(arguments: list[str]) -> int:
     # SIGINT too: a shell's background job inherits it ignored, and so would pytest.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
+    use_memory()
     names = list(dict.fromkeys(options.database or SERVERS))
     reasons = {name: SERVERS[name]().available() for name in names}
     servers = [SERVERS[name]() for name in names if not reasons[name]]

@@ -72,6 +72,7 @@ def unfinished() -> int:
     return ScheduledTask.objects.exclude(status__in=["SUCCESSFUL", "FAILED"]).count()
 
 
+@pytest.mark.once
 def test_what_is_claimed_behind_a_slow_task_starts_elsewhere(node: Node, steps: Steps) -> None:
     steps.teach()
     slow, *_ = steps.enqueue("slow", *numbered(FAST))
@@ -87,6 +88,7 @@ def test_what_is_claimed_behind_a_slow_task_starts_elsewhere(node: Node, steps: 
     assert "dropped" not in node.log()
 
 
+@pytest.mark.once
 def test_a_result_does_not_wait_for_the_slow_task_after_it(node: Node, steps: Steps) -> None:
     steps.teach()
     *fast, slow = steps.enqueue(*numbered(FAST), "slow")

@@ -152,8 +152,8 @@ def only_error(result: TaskResult) -> tuple[str, str]:
     ("poison", "told"),
     [
         (tasks.os_exit, "exited with status 3"),
-        (leave_cleanly, "exited with status 0"),
-        (tasks.segfault, "SIGSEGV"),
+        pytest.param(leave_cleanly, "exited with status 0", marks=pytest.mark.once),
+        pytest.param(tasks.segfault, "SIGSEGV", marks=pytest.mark.once),
     ],
     ids=["os._exit(3)", "os._exit(0)", "segfault"],
 )
@@ -177,6 +177,7 @@ def test_poison_fails_after_its_crashes_and_harms_no_innocent(
     assert len(written) == len(set(written)) == 20
 
 
+@pytest.mark.once
 def test_a_crash_loop_is_slowed_down_and_ends_after_four_executions(
     db: None, tmp_path: Path
 ) -> None:
@@ -194,6 +195,7 @@ def test_a_crash_loop_is_slowed_down_and_ends_after_four_executions(
         assert node.log().count("died") == 4
 
 
+@pytest.mark.once
 def test_poison_among_other_tasks_does_not_slow_them_down(db: None, tmp_path: Path) -> None:
     """A worker that has done a task was well, so its successor need not wait."""
     marks = tmp_path / "marks"
@@ -276,6 +278,7 @@ def zombies_of(node: Node) -> list[int]:
         return [pid for pid in map(int, file.read().split()) if not is_alive(pid)]
 
 
+@pytest.mark.once
 def test_a_task_cannot_disturb_the_next_one(db: None, tmp_path: Path) -> None:
     with Node(workers=1) as node:
         before = finished(describe_process.enqueue()).return_value
@@ -309,6 +312,7 @@ def test_the_import_of_a_task_is_not_on_its_time(
         assert (result.status, result.attempts) == (SUCCESSFUL, 1)
 
 
+@pytest.mark.once
 def test_a_task_that_ends_in_its_last_second_takes_no_other_with_it(
     db: None, tmp_path: Path
 ) -> None:
@@ -452,7 +456,7 @@ def test_a_lost_connection_is_replaced_and_the_result_written(node: Node, name: 
     ("name", "exception"),
     [
         ("sys_exit", "builtins.SystemExit"),
-        ("keyboard_interrupt", "builtins.KeyboardInterrupt"),
+        pytest.param("keyboard_interrupt", "builtins.KeyboardInterrupt", marks=pytest.mark.once),
         ("not_json", "builtins.TypeError"),
     ],
 )
@@ -470,7 +474,13 @@ def test_an_unusual_failure_fails_the_task_and_not_the_worker(
 
 
 @pytest.mark.parametrize(
-    "late", [(sleep, (30,)), (sleep_async, (30,)), (spin, ())], ids=["sleep", "async", "loop"]
+    "late",
+    [
+        (sleep, (30,)),
+        pytest.param((sleep_async, (30,)), marks=pytest.mark.once),
+        pytest.param((spin, ()), marks=pytest.mark.once),
+    ],
+    ids=["sleep", "async", "loop"],
 )
 def test_a_task_over_its_soft_limit_fails_with_a_timeout(
     node: Node, late: tuple[object, tuple[object, ...]]
@@ -495,7 +505,9 @@ def test_the_smallest_limit_is_kept(node: Node) -> None:
 
 
 @pytest.mark.parametrize(
-    "stuck", [(compute_in_c, ()), (block_signals, (30,))], ids=["in C", "signals blocked"]
+    "stuck",
+    [(compute_in_c, ()), pytest.param((block_signals, (30,)), marks=pytest.mark.once)],
+    ids=["in C", "signals blocked"],
 )
 def test_a_task_that_cannot_be_interrupted_is_killed_at_its_hard_limit(
     node: Node, stuck: tuple[object, tuple[object, ...]]

@@ -389,6 +389,7 @@ def connections_of_others() -> int:
 # The parent's death
 
 
+@pytest.mark.once
 def test_the_node_outlives_a_killed_parent_until_its_tasks_are_done(busy: type[Busy]) -> None:
     with Node(workers=3) as node:
         running = busy().wait_started()
@@ -443,6 +444,7 @@ def test_an_idle_node_starts_a_task_well_under_a_second() -> None:
             time.sleep(random.uniform(0.0, 0.1))
 
 
+@pytest.mark.once
 def test_tasks_in_quick_succession_wait_for_nothing() -> None:
     """A worker that has just been woken must hear of the next task too."""
     with Node(workers=1):

@@ -61,7 +61,9 @@ def test_missing_tables_are_waited_for_and_the_command_is_named(place: Place, mo
 
 
 @MODES
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.once)]
+)
 def test_a_node_that_waits_for_its_database_can_be_stopped(
     place: Place, mode: str, signum: int
 ) -> None:

@@ -185,7 +185,7 @@ def test_five_reloads_under_load_fail_no_task(shop: Shop) -> None:
     def produce() -> None:
         while not enough.is_set():
             shop.module.version.enqueue()
-            enough.wait(0.01)
+            enough.wait(0.04)
         connections.close_all()
 
     producer = threading.Thread(target=produce)
@@ -204,6 +204,7 @@ def test_five_reloads_under_load_fail_no_task(shop: Shop) -> None:
     assert {len(row.worker_ids) for row in rows} == {1}
 
 
+@pytest.mark.once
 def test_a_long_task_across_a_reload_finishes_once(shop: Shop, tmp_path: Path) -> None:
     gate, started = tmp_path / "gate", tmp_path / "started"
     with serving(shop) as process:

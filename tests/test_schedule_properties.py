@@ -203,7 +203,7 @@ def assert_due_as_expected(
         assert schedule.next_after(after) > end
 
 
-@repeatable(200)
+@repeatable(100)
 @given(expressions(), unusual_moments())
 def test_agrees_with_every_minute_around_offset_changes(
     expression: Expression, at: tuple[ZoneInfo, datetime]
@@ -221,7 +221,7 @@ def test_agrees_with_every_minute_of_some_weeks(
     assert_due_as_expected(expression, zone, start, start + 21 * DAY)
 
 
-@repeatable(200)
+@repeatable(100)
 @given(expressions(plain=True), ordinary_moments())
 def test_agrees_with_croniter_where_no_clock_changes(
     expression: Expression, at: tuple[ZoneInfo, datetime]
@@ -252,7 +252,7 @@ def test_due_times_only_ever_grow(expression: Expression, zone: str, after: date
     assert all(time.tzinfo is UTC for time in times[1:])
 
 
-@repeatable(200)
+@repeatable(100)
 @given(expressions(), unusual_moments(), st.floats(0, 0.99))
 def test_nothing_is_due_between_a_time_and_the_next(
     expression: Expression, at: tuple[ZoneInfo, datetime], part: float

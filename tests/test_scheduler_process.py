@@ -59,6 +59,7 @@ def assert_no_second_is_missing_or_double() -> None:
     assert {row.id for row in enqueued} == set(Occurrence.objects.values_list("task_id", flat=True))
 
 
+@pytest.mark.once
 def test_a_scheduler_that_dies_during_a_drain_is_replaced(tmp_path: Path) -> None:
     """The lease has to hold until the last task is done."""
     gate, started = tmp_path / "gate", tmp_path / "started"
