@@ -94,17 +94,22 @@ def each_run_has_a_claim(row: Row, history: History) -> Iterator[Broken]:
         yield Broken("each execution has a claim of its own", text, row.id)
 
 
-def starts_in(execution: Execution, claim: Claim) -> bool:
-    """Whether the task was started under this claim."""
-    within = claim.began - CLOCKS <= execution.start <= claim.ended + CLOCKS
-    return execution.worker == claim.worker and within
+def claim_of(execution: Execution, claims: list[Claim]) -> Claim | None:
+    """The claim under which the task was started: that worker's latest by then."""
+    before = [
+        claim
+        for claim in claims
+        if claim.worker == execution.worker and claim.began - CLOCKS <= execution.start
+    ]
+    return before[-1] if before else None
 
 
 def each_rerun_has_a_cause(row: Row, history: History) -> Iterator[Broken]:
     promise = "a claim without a result is explained by a fault or by the task"
-    executions = history.executions.get(row.id, [])
-    for claim in claims_of(row, history.changes.get(row.id, [])):
-        if claim.how is Ended.RELEASED and not any(starts_in(e, claim) for e in executions):
+    claims = claims_of(row, history.changes.get(row.id, []))
+    started = [claim_of(execution, claims) for execution in history.executions.get(row.id, [])]
+    for claim in claims:
+        if claim.how is Ended.RELEASED and not any(claim is each for each in started):
             continue  # it waited behind a slow task, and went back without having been started
         if not explained(claim, history.faults, row.kind):
             text = f"{claim.worker}'s claim ended so: {claim.how.value} {claim.reason.strip()}"

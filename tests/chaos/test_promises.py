@@ -149,6 +149,18 @@ def test_a_claim_may_be_given_back_without_a_fault_before_its_task_starts(starte
     assert broken(story) == (complaint if started else [])
 
 
+def test_a_row_may_be_given_back_and_claimed_again_by_the_same_worker_at_once() -> None:
+    story = history()
+    story.changes[TASK] = [
+        change(1.0, "READY", "RUNNING", "a-1.x"),
+        change(1.002, "RUNNING", "READY", "a-1.x"),
+        change(1.003, "READY", "RUNNING", "a-1.x", attempt=2),
+        change(2.0, "RUNNING", "SUCCESSFUL", "a-1.x", attempt=2),
+    ]
+    story.executions[TASK] = [Execution("one", "a-1.x", 1.004, 1.9)]
+    assert broken(story) == []
+
+
 def test_two_at_once_are_allowed_after_a_lost_lease_only() -> None:
     stop = Fault("stop node", ("a",), (), (), 0.5, 2.3)
     assert broken(rerun(LEASE, [stop], end=2.4)) == []
