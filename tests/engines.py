@@ -154,8 +154,8 @@ def statements() -> Iterator[list[tuple[str, Any]]]:
 
 def race(count: int, racer: Callable[..., Any], gate: Path, *arguments: Any) -> list[Any]:
     """What `count` processes return from `racer(engine, number, *arguments)`, begun together."""
-    connections.close_all()  # none of ours is for them
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.warm"])
     with ProcessPoolExecutor(count, mp_context=context) as pool:
         futures = [
             pool.submit(in_process, racer, gate, count, number, arguments)

@@ -339,6 +339,45 @@ def test_of_many_outcomes_those_that_hold_are_written(engine):
     assert engine.counts().running == 10
 
 
+@pytest.mark.parametrize("lost", [False, True], ids=["all hold", "one does not"])
+def test_outcomes_that_are_written_together_are_as_if_written_alone(engine, lost):
+    error = {"exception_class_path": "a.B", "traceback": "q'u\"o\\te\n%s %% \u2028"}
+    variants = [
+        {"return_value": None, "status": "FAILED", "errors": dump_json([error]), "failures": 3},
+        {"return_value": dump_json(AWKWARD), "retain": 12.5},
+        {"return_value": dump_json("x" * 300_000), "retain": 0},
+        {"return_value": dump_json("y" * 300_000), "retain": 1e12},
+        {"return_value": '"\U0001f600 é %s"', "worker_ids": dump_json(["a", ME.worker])},
+        {"return_value": "1.5", "retain": -3},
+        {"return_value": "null"},
+    ]
+    put(engine, *(new_task() for _ in range(2 * len(variants))))
+    claimed = engine.claim(ME, EVERYTHING, 2 * len(variants))
+    outcomes = [
+        outcome_of(row, **variant) for row, variant in zip(claimed, variants * 2, strict=True)
+    ]
+    if lost:
+        outcomes[1] = outcomes[1]._replace(attempt=7)
+    together, alone = outcomes[: len(variants)], outcomes[len(variants) :]
+    assert engine.finish(together) == {o.id for o in together if o.attempt == 1}
+    for outcome in alone:
+        assert engine.finish([outcome]) == {outcome.id}
+    ignored = {"id", "enqueued_at", "started_at", "last_attempted_at", "finished_at"}
+    for one, other in zip(together, alone, strict=True):
+        if one.attempt == 1:
+            this, that = columns(one.id), columns(other.id)
+            kept = [
+                row["delete_after"] and row["delete_after"] - row["finished_at"]
+                for row in (this, that)
+            ]
+            assert kept[0] == kept[1] or abs(kept[0] - kept[1]).total_seconds() < 0.01
+            assert_consistent(stored(one.id))
+            for key in this.keys() - ignored - {"delete_after"}:
+                assert this[key] == that[key], key
+        else:
+            assert stored(one.id).status == "RUNNING"
+
+
 def test_no_outcomes_are_no_work(engine):
     assert engine.finish([]) == set()
     assert engine.finish_and_claim([], ME, EVERYTHING) == (set(), [])

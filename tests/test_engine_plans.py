@@ -135,7 +135,8 @@ def mysql(sql: str, params: Any) -> list[Step]:
 
 def mysql_step(row: dict[str, Any]) -> Step:
     extra = row["Extra"] or ""
-    sorts = "filesort" in extra or "temporary" in extra
+    # A loose index scan gives distinct names, which are sorted, and no rows.
+    sorts = ("filesort" in extra or "temporary" in extra) and "index for group-by" not in extra
     return Step(row["key"], row["type"] in ("ALL", "index"), sorts, str(row))
 
 
@@ -197,7 +198,9 @@ def test_a_release_of_all_reads_the_claimed_rows_only(engine):
 
 
 def test_a_glance_is_two_probes(engine):
-    check(engine.glance, "dbtasks_claim", "dbtasks_due")
+    # MySQL answers with the ends of two indexes: "Select tables optimized away".
+    away = connection.vendor == "mysql"
+    check(engine.glance, *(() if away else ("dbtasks_claim", "dbtasks_due")))
 
 
 @pytest.mark.parametrize("queues", [SINGLE, SEVERAL, EVERYTHING], ids=str)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import abc
 import itertools
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from .base import Claimant, Claimed, Glance, NewTask, Outcome
 from .upkeep import RELEASE, Upkeep, bounded
 
 INSERT_BATCH = 500
+STATEMENT_LENGTH = 256 * 1024  # characters of outcomes in one statement
 
 INSERT = """
 INSERT INTO dbtasks_scheduledtask (
@@ -72,12 +74,12 @@ SELECT COUNT(*) FROM (
     ORDER BY precedence LIMIT %s
 ) ready"""
 
-# Two index probes.
+# Two index probes. For MariaDB `> ''` is one; IS NOT NULL would be a scan of all such rows.
 GLANCE = """
 SELECT {now},
-    (SELECT MIN(due_at) FROM dbtasks_scheduledtask WHERE backend = %s AND due_at IS NOT NULL),
+    (SELECT MIN(due_at) FROM dbtasks_scheduledtask WHERE backend = %s AND due_at > '1000-01-01'),
     (SELECT MIN(ready_queue) FROM dbtasks_scheduledtask
-     WHERE backend = %s AND ready_queue IS NOT NULL)"""
+     WHERE backend = %s AND ready_queue > '')"""
 
 
 class Head(NamedTuple):
@@ -146,7 +148,24 @@ class PortableEngine(Upkeep):
             return self.write_outcomes(outcomes)
 
     def write_outcomes(self, outcomes: Iterable[Outcome]) -> set[str]:
-        return {outcome.id for outcome in by_id(outcomes) if self.write_outcome(outcome)}
+        """Inside a transaction if there are several; returns the ids of those that were written."""
+        ended: list[Outcome] = []
+        written: set[str] = set()
+        for outcome in by_id(outcomes):
+            if outcome.retry_in is None:
+                ended.append(outcome)
+            elif self.write_outcome(outcome):
+                written.add(outcome.id)
+        for batch in batches(ended):
+            written |= self.finish_many(batch) if len(batch) > 1 else self.write_each(batch)
+        return written
+
+    def write_each(self, outcomes: Iterable[Outcome]) -> set[str]:
+        return {outcome.id for outcome in outcomes if self.write_outcome(outcome)}
+
+    def finish_many(self, outcomes: Sequence[Outcome]) -> set[str]:
+        """As write_each, of tasks that do not run again."""
+        return self.write_each(outcomes)
 
     def write_outcome(self, outcome: Outcome) -> bool:
         fence = (outcome.id, outcome.worker, outcome.attempt)
@@ -231,6 +250,41 @@ def in_claim_order(claimed: list[Claimed], queues: QueueSelection) -> list[Claim
     if len(claimed) > 1:
         claimed.sort(key=lambda row: (queues.preference(row.queue) or 0, -row.priority, row.id))
     return claimed
+
+
+def batches(outcomes: Iterable[Outcome]) -> Iterator[list[Outcome]]:
+    """So many at a time that no statement comes near what a server takes at once."""
+    batch: list[Outcome] = []
+    length = 0
+    for outcome in outcomes:
+        length += len(outcome.return_value or "") + len(outcome.errors) + len(outcome.worker_ids)
+        if batch and length > STATEMENT_LENGTH:
+            yield batch
+            batch, length = [], 0
+        batch.append(outcome)
+    if batch:
+        yield batch
+
+
+def outcomes_as_json(outcomes: Iterable[Outcome]) -> str:
+    """A list of lists, which an UPDATE can join; without `retry_in`."""
+    return json.dumps(
+        [
+            (
+                outcome.id,
+                outcome.attempt,
+                outcome.worker,
+                outcome.status,
+                outcome.return_value,
+                outcome.errors,
+                outcome.worker_ids,
+                outcome.failures,
+                bounded(outcome.retain),
+            )
+            for outcome in outcomes
+        ],
+        separators=(",", ":"),
+    )
 
 
 def by_id(outcomes: Iterable[Outcome]) -> list[Outcome]:
