@@ -31,6 +31,11 @@ class Errands:
         return bool(self.rescues or self.nursery.of_kind(Kind.JANITOR))
 
     @property
+    def is_busy(self) -> bool:
+        """Whether a rescue is still to be done or being done."""
+        return bool(self.rescues) or self.is_rescuing
+
+    @property
     def wake_at(self) -> float | None:
         """When a rescue can be begun that waits for nothing else, monotonic."""
         return self.next_at if self.rescues and not self.is_rescuing else None

@@ -100,7 +100,9 @@ class Supervisor:
         self.outage = Outage(self.nursery)
         self.vigil = Vigil(self.nursery, config.max_memory)
         self.overruns = Overruns(self.nursery, self.errands)
-        self.reload = Reload(application, self.nursery, self.notifier, pidfile, self.overruns)
+        self.reload = Reload(
+            application, self.nursery, self.notifier, pidfile, self.overruns, self.errands
+        )
         self.reporter = Reporter(self)
 
     # The loop
@@ -147,6 +149,8 @@ class Supervisor:
         self.errands.start(now, cleanup=self.phase is Phase.RUNNING)
         self.shut_down_further(now)
         self.reporter.report(now)
+        if self.phase is Phase.RUNNING:
+            self.reload.go_on()
 
     def time_to_act(self) -> float:
         """Seconds until the next deadline, at most one look away."""

@@ -18,6 +18,7 @@ from .application import Application
 from .channel import Channel
 from .child import Child, Kind, Life, describe_end
 from .config import CHILDREN
+from .errands import Errands
 from .nursery import Nursery
 from .overrun import Overruns
 from .pidfile import Pidfile
@@ -39,20 +40,26 @@ class Reload:
         notifier: Notifier,
         pidfile: Pidfile | None,
         overruns: Overruns,
+        errands: Errands,
     ) -> None:
         self.application = application
         self.nursery = nursery
         self.notifier = notifier
         self.pidfile = pidfile
         self.overruns = overruns
+        self.errands = errands
         self.output: IO[bytes] | None = None
         self.again = False
+        self.approved = False
 
     def begin(self, why: str) -> None:
         """Starts the check; a HUP during one is answered by another one after it."""
         if self.output is not None:
             self.again = True
             return
+        if self.approved:
+            self.approved = False
+            self.overruns.resume()
         logger.info("reloading (%s): checking the new code", why)
         try:
             self.output = tempfile.TemporaryFile(prefix="dbtasks-check-")  # noqa: SIM115  outlives us
@@ -98,16 +105,25 @@ class Reload:
             end = describe_end(status).partition(";")[0]
             logger.error("not reloading: the check of the new code failed (%s)\n%s", end, told)
         else:
+            first = " when all dead workers' tasks are rescued" if self.errands.is_busy else ""
+            logger.info("the new code is fine; replacing the supervisor in place%s", first)
+            self.approved = True
+
+    def go_on(self) -> None:
+        """Becomes the new code as soon as nothing is left to do that only we know of."""
+        if not self.approved:
+            return
+        self.overruns.suspend()
+        if not self.errands.is_busy:
+            self.approved = False
             self.execute()
 
     def execute(self) -> None:
-        """Becomes the new code. Returns only if that is impossible."""
-        logger.info("the new code is fine; replacing the supervisor in place")
+        """Returns only if it is impossible."""
         self.notifier.reloading()
         environ = {**os.environ, **self.notifier.environ(), CHILDREN: self.legacy()}
         if self.pidfile is not None:
             environ |= self.pidfile.environ()
-        self.overruns.suspend()
         block_all()  # a signal must wait until the new image can hear it
         for signum in self.nursery.inbox.read():
             os.kill(os.getpid(), signum)  # one that came since the last look waits as well

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from django.db import connections, transaction
 from django.tasks import TaskResult
@@ -299,6 +300,37 @@ def test_sigterm_in_the_middle_of_a_reload_ends_cleanly(shop: Shop, text: str) -
 
 
 @pytest.mark.once
+def test_a_worker_that_dies_just_before_the_exec_is_rescued_at_once(
+    shop: Shop, tmp_path: Path
+) -> None:
+    gate, started = tmp_path / "gate", tmp_path / "started"
+    with serving(shop) as process:
+        result = tasks.wait_for_file.enqueue(str(gate), str(started))
+        wait_until(started.exists, SOON)
+        old = process.workers
+        process.signal(signal.SIGHUP)
+        process.wait_for("checking the new code")
+        process.signal(signal.SIGSTOP)
+        try:
+            for pid in old:
+                os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: dead_children(process) > len(old), SOON, "the check to end")
+        finally:
+            gate.touch()
+            process.signal(signal.SIGCONT)
+        wait_until(lambda: finished(result), SOON)
+        process.wait_for("ready", times=2)
+    assert (result.status, len(result.errors)) == ("SUCCESSFUL", 1)
+    assert "SIGKILL" in result.errors[0].traceback
+
+
+def dead_children(process: Process) -> int:
+    """How many of them wait for their parent to notice."""
+    children = psutil.Process(process.pid).children()
+    return sum(child.status() == psutil.STATUS_ZOMBIE for child in children)
+
+
+@pytest.mark.once
 def test_an_interpreter_that_a_deploy_took_away_does_not_end_the_node(
     shop: Shop, tmp_path: Path
 ) -> None:
@@ -342,7 +374,7 @@ def test_a_signal_that_arrives_just_before_the_exec_waits_for_the_new_code(
     application.argv = ("python",)  # type: ignore[attr-defined]
     try:
         os.kill(os.getpid(), signal.SIGTERM)
-        everything = (application, nursery, Anything(), None, Anything())
+        everything = (application, nursery, Anything(), None, Anything(), Anything())
         Reload(*everything).execute()  # type: ignore[arg-type]
         assert signal.SIGTERM in pending
         # And it is not lost either where the exec fails.
