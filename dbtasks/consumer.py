@@ -173,7 +173,8 @@ class Consumer:
 
     def run_task(self, claimed: Claimed) -> None:
         """Runs one task; its outcome is written with the next claim, or soon."""
-        watch_for_transactions(self.connection)
+        if self.engine.watches_statements:
+            watch_for_transactions(self.connection)
         self.control.began(claimed)
         execution = execute(self.backend, claimed, self.who.worker, self.control.limit)
         safe = self.control.ended(execution)
@@ -294,8 +295,9 @@ class Consumer:
         self._hurry = False
 
     def announce(self, execution: Execution) -> None:
-        log_outcome(execution, self.about(execution))
-        if execution.finished and execution.result is not None and self.backend.parsed.signals:
+        if execution.failed or logger.isEnabledFor(logging.DEBUG):
+            log_outcome(execution, self.about(execution))
+        if execution.result is not None and execution.finished and self.backend.parsed.signals:
             update_result(execution.result, finished_at=timezone.now())
             task_finished.send_robust(type(self.backend), task_result=execution.result)
 

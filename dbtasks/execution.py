@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
+import functools
 import json
 import time
 import traceback
@@ -23,6 +24,7 @@ from django.utils.json import normalize_json
 from .engines import Claimed, Outcome
 from .exceptions import Discard, Retry, TaskInterrupted, TaskTimeout
 from .fields import as_utc, dump_json, explain_not_json
+from .listeners import anybody_listens
 from .policy import Policy, class_path, seconds
 from .results import (
     json_list,
@@ -79,25 +81,31 @@ def execute(
     value: str | None = None
     error: BaseException | None = None
     task: DjangoTask | None = None
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    signals = backend.parsed.signals
     try:
         task = resolve_task(claimed.task_path)
         args, kwargs = _arguments(claimed)
-        if backend.parsed.signals or task.takes_context:
+        listened = signals and anybody_listens()
+        if listened or task.takes_context:
             result = result_of_claim(backend.engine, task, claimed, args, kwargs, worker)
-        if backend.parsed.signals:
+        if listened:
             task_started.send_robust(type(backend), task_result=result)
+        given = args
         if task.takes_context:
-            args = [TaskContext(task_result=result), *args]  # type: ignore[arg-type]
+            given = [TaskContext(task_result=result), *args]  # type: ignore[arg-type]
         # A context of its own: no activated time zone or language outlives the task.
         context = contextvars.copy_context()
         with limit(claimed.policy.timeout):
-            raw = context.run(task.call, *args, **kwargs)
+            raw = context.run(task.call, *given, **kwargs)
         value = _return_value(task, raw)
     except BaseException as caught:
         error = caught
     outcome = _outcome(backend, claimed, worker, task, value, error)
-    if result is None and backend.parsed.signals:
-        result = _result_of_unstarted(backend, claimed, worker, task)
+    ended = signals and outcome.retry_in is None
+    if ended and result is None and (outcome.status == "FAILED" or anybody_listens()):
+        result = _result_at_end(backend, claimed, worker, task, args, kwargs)
     if result is not None:
         _complete(result, outcome)
     return Execution(claimed, outcome, result, error, time.perf_counter() - started)
@@ -111,14 +119,19 @@ def _arguments(claimed: Claimed) -> tuple[list[Any], dict[str, Any]]:
     return args, kwargs
 
 
-def _result_of_unstarted(
-    backend: DatabaseBackend, claimed: Claimed, worker: str, task: DjangoTask | None
+def _result_at_end(
+    backend: DatabaseBackend,
+    claimed: Claimed,
+    worker: str,
+    task: DjangoTask | None,
+    args: list[Any],
+    kwargs: dict[str, Any],
 ) -> TaskResult:
-    """For task_finished: that of a task which is gone, or whose arguments cannot be read."""
+    """For task_finished, where nobody needed it before; of a task that is gone, too."""
     if task is None:
         path, priority, queue = claimed.task_path, claimed.priority, claimed.queue
         task = missing_task(path, priority, queue, None, backend.alias)
-    return result_of_claim(backend.engine, task, claimed, [], {}, worker)
+    return result_of_claim(backend.engine, task, claimed, args, kwargs, worker)
 
 
 def _return_value(task: DjangoTask, raw: Any) -> str:
@@ -238,7 +251,12 @@ def _may_be_newer_code(backend: DatabaseBackend, claimed: Claimed) -> bool:
 
 
 def _worker_ids(claimed: Claimed, worker: str) -> str:
-    return dump_json([*json_list(claimed.worker_ids), worker])
+    return _with_worker(claimed.worker_ids, worker)
+
+
+@functools.lru_cache(maxsize=256)
+def _with_worker(worker_ids: str, worker: str) -> str:
+    return dump_json([*json_list(worker_ids), worker])
 
 
 def _errors(claimed: Claimed, error: BaseException | None) -> str:

@@ -7,6 +7,7 @@ import functools
 import select
 import sys
 import types
+from collections.abc import Iterable
 from typing import Any
 
 from django.conf import settings
@@ -29,7 +30,7 @@ def tidy_up(engine: Engine, interrupted: bool = False) -> None:
     """
     if settings.DEBUG:
         reset_queries()
-    for connection in connections.all(initialized_only=True):
+    for connection in initialized(engine):
         if connection.connection is None:
             if connection.in_atomic_block:
                 discard(connection)
@@ -44,6 +45,13 @@ def tidy_up(engine: Engine, interrupted: bool = False) -> None:
             else:
                 discard(connection)
         watch_for_transactions(connection)
+
+
+def initialized(engine: Engine) -> Iterable[BaseDatabaseWrapper]:
+    """The connections that this thread has; to ask for them is not free, and most have one."""
+    if len(connections.settings) == 1:
+        return (connections[engine.alias],)
+    return connections.all(initialized_only=True)
 
 
 def discard(connection: BaseDatabaseWrapper) -> None:
@@ -79,7 +87,7 @@ def cancel_query(connection: BaseDatabaseWrapper) -> None:
 
 def is_dirty(connection: BaseDatabaseWrapper) -> bool:
     """Whether a transaction is open, begun by Django or behind its back."""
-    if connection.in_atomic_block or connection.needs_rollback or not connection.get_autocommit():
+    if connection.in_atomic_block or connection.needs_rollback or not connection.autocommit:
         return True
     raw: Any = connection.connection
     try:
@@ -109,15 +117,19 @@ def has_news(connection: BaseDatabaseWrapper) -> bool:
 
 def watch_for_transactions(connection: BaseDatabaseWrapper) -> None:
     """MySQL's driver does not tell whether a transaction is open, so the statements are read."""
-
-    def wrapper(execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
-        if str(sql).lstrip()[:20].upper().startswith(_OPENS_TRANSACTION):
-            connection._dbtasks_transaction_seen = True  # type: ignore[attr-defined]
-        return execute(sql, params, many, context)
-
-    if connection.vendor == "mysql" and not hasattr(connection, "_dbtasks_transaction_seen"):
-        connection.execute_wrappers.append(wrapper)
+    if connection.vendor != "mysql":
+        return
+    if not hasattr(connection, "_dbtasks_transaction_seen"):
+        connection.execute_wrappers.append(functools.partial(_note_transaction, connection))
     connection._dbtasks_transaction_seen = False  # type: ignore[attr-defined]
+
+
+def _note_transaction(
+    connection: Any, execute: Any, sql: Any, params: Any, many: bool, context: Any
+) -> Any:
+    if str(sql).lstrip()[:20].upper().startswith(_OPENS_TRANSACTION):
+        connection._dbtasks_transaction_seen = True
+    return execute(sql, params, many, context)
 
 
 def is_held(connection: BaseDatabaseWrapper) -> bool:

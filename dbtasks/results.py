@@ -129,7 +129,9 @@ def result_of_claim(
     engine: Engine, task: DjangoTask, claimed: Claimed, args: Any, kwargs: Any, worker: str
 ) -> TaskResult:
     """The TaskResult of a row that `worker` is running."""
-    run_after = engine.moment(claimed.run_after)
+    run_after, enqueued_at, started_at, last_attempted_at = engine.moments(
+        claimed.run_after, claimed.enqueued_at, claimed.started_at, claimed.last_attempted_at
+    )
     if (task.priority, task.queue_name, task.run_after, task.backend) != (
         claimed.priority,
         claimed.queue,
@@ -147,10 +149,10 @@ def result_of_claim(
         task=task,
         id=dashed(claimed.id),
         status=TaskResultStatus.RUNNING,
-        enqueued_at=engine.moment(claimed.enqueued_at),
-        started_at=engine.moment(claimed.started_at),
+        enqueued_at=enqueued_at,
+        started_at=started_at,
         finished_at=None,
-        last_attempted_at=engine.moment(claimed.last_attempted_at),
+        last_attempted_at=last_attempted_at,
         args=args,
         kwargs=kwargs,
         backend=engine.backend,

@@ -9,7 +9,6 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -43,6 +42,7 @@ logger = logging.getLogger("dbtasks")
 
 SELF_LOOK = (20.0, 40.0)  # seconds after which an idle worker looks without having been woken
 INTERRUPTED = "the supervisor shuts down and its grace period is over"
+LISTEN = 0.002  # seconds between two looks at what the parent says, while tasks run
 RECYCLE_JITTER = 0.1  # so that workers that started together do not end together
 
 
@@ -62,6 +62,8 @@ class WorkerControl:
         self.guarded = False  # whether a task's code runs that we may raise into
         self.timeout: float | None = None
         self.began_at = 0.0
+        self.listen_at = 0.0
+        self.limiting = Limiting(self)
         self.pid = os.getpid()
         self.tasks_left = recycle_after(max_tasks)
         self.inbox = SignalInbox(())
@@ -95,7 +97,11 @@ class WorkerControl:
     # What the consumer asks
 
     def stopping(self) -> bool:
-        self.read_channel()
+        # To drain comes as a signal, too; all else can wait for so long.
+        now = time.monotonic()
+        if now >= self.listen_at:
+            self.listen_at = now + LISTEN
+            self.read_channel()
         return self.draining
 
     def idle(self) -> None:
@@ -104,12 +110,14 @@ class WorkerControl:
 
     def wait(self) -> None:
         deadline = time.monotonic() + random.uniform(*SELF_LOOK)
-        while not (self.stopping() or self.woken):
+        self.read_channel()
+        while not (self.draining or self.woken):
             self.board.tick(State.IDLE)
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 break
             self.sleep(remaining)
+            self.read_channel()
         # Awake, so that the next wake-up is for another worker.
         self.board.tick(State.WAITING)
 
@@ -141,23 +149,9 @@ class WorkerControl:
     def allowance(self) -> int | None:
         return self.tasks_left
 
-    @contextlib.contextmanager
-    def limit(self, seconds: float | None) -> Iterator[None]:
+    def limit(self, seconds: float | None) -> contextlib.AbstractContextManager[None]:
         self.timeout = seconds
-        self.began_at = time.monotonic()
-        try:
-            # Guarded first: a signal that comes before would be lost.
-            self.guarded = True
-            if self.interrupted:
-                raise TaskInterrupted(INTERRUPTED)
-            if seconds is not None:
-                self.announce_limit(seconds)
-                signal.setitimer(signal.ITIMER_REAL, seconds)
-            yield
-        finally:
-            self.guarded = False
-            # Whosever it is: no timer may raise into what is ours.
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        return self.limiting
 
     def announce_limit(self, seconds: float) -> None:
         """The parent's clock starts with ours: the import of the task's module is not its time."""
@@ -205,6 +199,33 @@ class WorkerControl:
             code = 0 if asked is None else asked if isinstance(asked, int) else EXIT_CRASHED
         flush_streams()
         os._exit(code & 0xFF)
+
+
+class Limiting:
+    """A worker's `limit`: one object for all tasks, for a generator each would take longer."""
+
+    def __init__(self, control: WorkerControl) -> None:
+        self.control = control
+
+    def __enter__(self) -> None:
+        control = self.control
+        control.began_at = time.monotonic()
+        try:
+            # Guarded first: a signal that comes before would be lost.
+            control.guarded = True
+            if control.interrupted:
+                raise TaskInterrupted(INTERRUPTED)
+            if control.timeout is not None:
+                control.announce_limit(control.timeout)
+                signal.setitimer(signal.ITIMER_REAL, control.timeout)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __exit__(self, *exception: object) -> None:
+        self.control.guarded = False
+        # Whosever it is: no timer may raise into what is ours.
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def hard_limit(timeout: float) -> float:

@@ -178,6 +178,8 @@ class Engine(Protocol):
 
     alias: str
     backend: str
+    watches_statements: bool
+    """Whether only the statements tell that a transaction is open; see dbtasks.hygiene."""
 
     # Producing
     def insert(self, rows: Sequence[NewTask], notify: bool = True) -> None:
@@ -274,6 +276,9 @@ class Engine(Protocol):
 
     def moment(self, value: Any) -> datetime.datetime | None:
         """A Claimed's time as the project sees datetimes."""
+
+    def moments(self, *values: Any) -> list[datetime.datetime | None]:
+        """The same of several."""
 
     def watcher(self) -> Watcher:
         """For the scheduler's connection."""

@@ -26,6 +26,7 @@ class Connected:
     SKIP_LOCKED = " FOR UPDATE SKIP LOCKED"
     INSERT_OR_IGNORE = "INSERT INTO"
     ON_CONFLICT = " ON CONFLICT DO NOTHING"
+    watches_statements = False
 
     def __init__(self, alias: str, backend: str) -> None:
         self.alias = alias
@@ -71,8 +72,14 @@ class Connected:
     def time(self, value: datetime.datetime | None) -> Any:
         return None if value is None else utc_parameter(value, self.connection.vendor)
 
+    def moments(self, *values: Any) -> list[datetime.datetime | None]:
+        connection = self.connection
+        return [
+            None if value is None else localized(utc_value(value, connection)) for value in values
+        ]
+
     def moment(self, value: Any) -> datetime.datetime | None:
-        return None if value is None else localized(utc_value(value, self.connection))
+        return self.moments(value)[0]
 
     @staticmethod
     def hex(value: Any) -> str:

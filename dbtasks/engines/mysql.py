@@ -95,6 +95,7 @@ class MySQLEngine(Networked, ByQueueEngine):
     IN_SECONDS = "UTC_TIMESTAMP(6) + INTERVAL %s SECOND"
     INSERT_OR_IGNORE = "INSERT IGNORE INTO"
     ON_CONFLICT = ""
+    watches_statements = True
 
     def __init__(self, alias: str, backend: str) -> None:
         super().__init__(alias, backend)
