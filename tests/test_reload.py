@@ -180,6 +180,7 @@ def test_sighup_replaces_the_code_and_every_worker_but_not_the_pid(
     assert not pidfile.exists()
 
 
+@pytest.mark.once
 def test_five_reloads_under_load_fail_no_task(shop: Shop) -> None:
     enough = threading.Event()
 

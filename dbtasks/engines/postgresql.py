@@ -71,6 +71,23 @@ RETURNING t.id, t.attempt, t.task_path, t.args, t.kwargs, t.queue, t.priority, t
     t.enqueued_at, t.started_at, t.last_attempted_at, t.worker_ids, t.errors, t.failures,
     t.policy, t.periodic"""
 
+# Of a claim from several queues, in each row: from how many it could choose.
+CLAIM_OF_SEVERAL = CLAIM + ", (SELECT count(*) FROM served)"
+# For so long (seconds) a busy worker takes it that the only queue with tasks still is that: to
+# ask for the heads of all queues costs more than to finish one task and to claim the next.
+ONLY_ONE_FOR = 0.03
+
+# Of a single task that does not run again; arrays cost as much as the update of one row.
+OUTCOME = """
+finished AS (
+    UPDATE dbtasks_scheduledtask t
+    SET status = %s, return_value = %s, errors = %s, worker_ids = %s, failures = %s,
+        delete_after = {now} + %s::float8 * interval '1 second', finished_at = {now},
+        claim_node = NULL, claimed_by = NULL
+    WHERE t.id = %s AND t.claimed_by = %s AND t.attempt = %s
+    RETURNING t.id
+)"""
+
 OUTCOMES = """
 outcome AS MATERIALIZED (
     SELECT * FROM unnest(
@@ -93,21 +110,33 @@ outcome AS MATERIALIZED (
     WHERE t.id = o.id AND t.claimed_by = o.worker AND t.attempt = o.attempt
     RETURNING t.id
 )"""
+OUTCOMES_OF = {False: OUTCOME, True: OUTCOMES}  # by whether there are several
 
-FINISH = f"WITH {OUTCOMES} SELECT id FROM finished"
+COLUMNS = len(Claimed._fields)
 CLAIM_FROM_ONE_QUEUE = f"WITH {CANDIDATES_OF_ONE_QUEUE} {CLAIM}"
-CLAIM_FROM_SEVERAL_QUEUES = f"WITH RECURSIVE {CANDIDATES_OF_SEVERAL_QUEUES} {CLAIM}"
-# The finished ids come first, as rows of NULLs: one result set carries both.
-FINISH_AND_CLAIM = """
-WITH RECURSIVE {outcomes}, {candidates}, claimed AS ({claim})
-SELECT id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
-FROM finished UNION ALL SELECT * FROM claimed"""
-FINISH_AND_CLAIM_ONE_QUEUE = FINISH_AND_CLAIM.format(
-    outcomes=OUTCOMES, candidates=CANDIDATES_OF_ONE_QUEUE, claim=CLAIM
-)
-FINISH_AND_CLAIM_SEVERAL_QUEUES = FINISH_AND_CLAIM.format(
-    outcomes=OUTCOMES, candidates=CANDIDATES_OF_SEVERAL_QUEUES, claim=CLAIM
-)
+CLAIM_FROM_SEVERAL_QUEUES = f"WITH RECURSIVE {CANDIDATES_OF_SEVERAL_QUEUES} {CLAIM_OF_SEVERAL}"
+FINISH = {several: f"WITH {each} SELECT id FROM finished" for several, each in OUTCOMES_OF.items()}
+
+
+def finish_and_claim_sql(outcomes: str, candidates: str, claim: str, columns: int) -> str:
+    """The finished ids come first, as rows of NULLs: one result set carries both."""
+    return (
+        f"WITH RECURSIVE {outcomes}, {candidates}, claimed AS ({claim}) "
+        f"SELECT id{', NULL' * (columns - 1)} FROM finished UNION ALL SELECT * FROM claimed"
+    )
+
+
+# By whether there are several outcomes.
+FINISH_AND_CLAIM_ONE_QUEUE = {
+    several: finish_and_claim_sql(outcomes, CANDIDATES_OF_ONE_QUEUE, CLAIM, COLUMNS)
+    for several, outcomes in OUTCOMES_OF.items()
+}
+FINISH_AND_CLAIM_SEVERAL_QUEUES = {
+    several: finish_and_claim_sql(
+        outcomes, CANDIDATES_OF_SEVERAL_QUEUES, CLAIM_OF_SEVERAL, COLUMNS + 1
+    )
+    for several, outcomes in OUTCOMES_OF.items()
+}
 
 # The notification rides in the statement that inserts: no round trip, no commit of its own.
 INSERT_AND_NOTIFY = (
@@ -122,6 +151,10 @@ WHERE current_setting('client_connection_check_interval') = '0'"""
 TRY_LOCK = "SELECT pg_try_advisory_xact_lock(%s)"
 
 
+QUEUE = Claimed._fields.index("queue")
+NOT_ONE: tuple[QueueSelection | None, str, float] = (None, "", 0.0)
+
+
 class PostgreSQLEngine(Networked, PortableEngine):
     NOW = "statement_timestamp()"  # stable, unlike clock_timestamp(): an index can be asked for it
     IN_SECONDS = "statement_timestamp() + %s * interval '1 second'"
@@ -130,6 +163,7 @@ class PostgreSQLEngine(Networked, PortableEngine):
         super().__init__(alias, backend)
         self.channel = channel_name(backend)
         self._notified: dict[str, float] = {}
+        self._only_one = NOT_ONE  # replaced whole: threads share it
 
     # Producing
 
@@ -163,9 +197,12 @@ class PostgreSQLEngine(Networked, PortableEngine):
     # Consuming
 
     def candidates(self, queues: QueueSelection, limit: int) -> tuple[list[Any], dict[str, str]]:
-        """Parameters of the candidate select, and what its text still needs."""
+        """Parameters of the candidate select, and what its text still needs if it has several."""
         if queues.only is not None:
             return [self.backend, queues.only, limit], {}
+        selection, name, since = self._only_one
+        if selection is queues and time.monotonic() - since < ONLY_ONE_FOR:
+            return [self.backend, name, limit], {}
         preference, parameters = queues.sql("ready_queue")
         return (
             [self.backend, self.backend, *parameters, self.backend, limit, limit],
@@ -176,28 +213,39 @@ class PostgreSQLEngine(Networked, PortableEngine):
         parameters, more = self.candidates(queues, limit)
         text = CLAIM_FROM_SEVERAL_QUEUES if more else CLAIM_FROM_ONE_QUEUE
         rows = self.rows(text, [*parameters, who.node, who.worker], **more)
+        if not rows and not more and queues.only is None:
+            self._only_one = NOT_ONE
+            return self.claim(who, queues, limit)
         return self.claimed(rows, queues)
 
     def finish(self, outcomes: Sequence[Outcome]) -> set[str]:
         if not outcomes:
             return set()
-        return {self.hex(row[0]) for row in self.rows(FINISH, outcome_arrays(outcomes))}
+        several, parameters = outcome_parameters(outcomes)
+        return {self.hex(row[0]) for row in self.rows(FINISH[several], parameters)}
 
     def finish_and_claim(
         self, outcomes: Sequence[Outcome], who: Claimant, queues: QueueSelection, limit: int = 1
     ) -> tuple[set[str], list[Claimed]]:
         if not outcomes:
             return set(), self.claim(who, queues, limit)
+        several, done = outcome_parameters(outcomes)
         parameters, more = self.candidates(queues, limit)
-        text = FINISH_AND_CLAIM_SEVERAL_QUEUES if more else FINISH_AND_CLAIM_ONE_QUEUE
-        rows = self.rows(
-            text, [*outcome_arrays(outcomes), *parameters, who.node, who.worker], **more
-        )
+        texts = FINISH_AND_CLAIM_SEVERAL_QUEUES if more else FINISH_AND_CLAIM_ONE_QUEUE
+        rows = self.rows(texts[several], [*done, *parameters, who.node, who.worker], **more)
         finished = {self.hex(row[0]) for row in rows if row[1] is None}
-        return finished, self.claimed([row for row in rows if row[1] is not None], queues)
+        claimed = self.claimed([row for row in rows if row[1] is not None], queues)
+        if not claimed and not more and queues.only is None:
+            self._only_one = NOT_ONE
+            claimed = self.claim(who, queues, limit)
+        return finished, claimed
 
     def claimed(self, rows: list[tuple[Any, ...]], queues: QueueSelection) -> list[Claimed]:
-        return in_claim_order([Claimed(self.hex(row[0]), *row[1:]) for row in rows], queues)
+        if rows and len(rows[0]) > COLUMNS:
+            alone = rows[0][COLUMNS] == 1
+            self._only_one = (queues, rows[0][QUEUE], time.monotonic()) if alone else NOT_ONE
+        claimed = [Claimed(self.hex(row[0]), *row[1:COLUMNS]) for row in rows]
+        return in_claim_order(claimed, queues)
 
     def release(self, who: Claimant, rows: Iterable[tuple[str, int]] | None = None) -> int:
         """Tells the other nodes too: their idle workers may be the only ones."""
@@ -274,6 +322,15 @@ class Listener:
         seen = self._seen.is_set()
         self._seen.clear()
         return seen
+
+
+def outcome_parameters(outcomes: Sequence[Outcome]) -> tuple[bool, list[Any]]:
+    """Whether they are written as several, and the parameters."""
+    first = outcomes[0]
+    if len(outcomes) > 1 or first.retry_in is not None:
+        return True, outcome_arrays(outcomes)
+    values = [first.status, first.return_value, first.errors, first.worker_ids, first.failures]
+    return False, [*values, bounded(first.retain), first.id, first.worker, first.attempt]
 
 
 def outcome_arrays(outcomes: Sequence[Outcome]) -> list[list[Any]]:
