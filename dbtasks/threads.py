@@ -15,7 +15,8 @@ from .interruption import ThreadLimit
 if TYPE_CHECKING:
     from .runner import Runner
 
-SELF_LOOK = (20.0, 40.0)  # seconds after which an idle worker looks without having been woken
+# Seconds after which one of a node's idle workers looks without having been woken.
+SELF_LOOK = (20.0, 40.0)
 
 
 class ThreadControl:
@@ -43,7 +44,7 @@ class ThreadControl:
     def wait(self) -> None:
         self.runner.worker_rests(self)
         if not self.stopping():
-            self._woken.wait(random.uniform(*SELF_LOOK))
+            self._woken.wait(random.uniform(*SELF_LOOK) * self.runner.workers)
         self.waiting = False
 
     def wake(self) -> None:

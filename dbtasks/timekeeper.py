@@ -11,7 +11,7 @@ import dataclasses
 import datetime
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import TYPE_CHECKING, Any
 
 from django.tasks import DEFAULT_TASK_QUEUE_NAME
@@ -136,9 +136,10 @@ class Timekeeper:
         self._renew_at = time.monotonic() + self.backend.parsed.heartbeat
         workers = self.hooks.workers()
         self.engine.save_workers(self.node.id, workers)
-        self.rescue_dead_nodes()
-        self.release_strays({str(worker["id"]) for worker in workers})
-        if self.cleans_up and not self.draining and self.engine.expired_exist():
+        seen = self.engine.survey(self.node.id)
+        self.rescue_dead_nodes(seen.dead_nodes)
+        self.release_strays({str(worker["id"]) for worker in workers}, seen.claimants)
+        if self.cleans_up and not self.draining and seen.expired_exist:
             self.hooks.cleanup()
 
     @property
@@ -146,7 +147,7 @@ class Timekeeper:
         """Whether retention runs here all the time; not if the project has its own hour for it."""
         return self.retention and not self.backend.parsed.own_cleanup_schedule
 
-    def release_strays(self, living: set[str]) -> None:
+    def release_strays(self, living: set[str], claimants: Set[str]) -> None:
         """Gives back what a worker of ours claimed whose death was dealt with before.
 
         The server may commit a claim after the worker that asked for it was killed and rescued.
@@ -154,7 +155,7 @@ class Timekeeper:
         only a list of the living says that was made after its claim was seen.
         """
         told_at = self.hooks.told_at()
-        strays = self.engine.claimants(self.node.id) - living if living else set()
+        strays = claimants - living if living else set()
         now = time.monotonic()
         self._strays = {worker: self._strays.get(worker, now) for worker in strays}
         for worker in [worker for worker in strays if self._strays[worker] < told_at]:
@@ -172,8 +173,7 @@ class Timekeeper:
         """
         self._judges_from = time.monotonic() + max(self.node.lease, OUTAGE_ECHO)
 
-    def rescue_dead_nodes(self) -> None:
-        dead = self.engine.dead_nodes()
+    def rescue_dead_nodes(self, dead: Iterable[tuple[str, str]]) -> None:
         if self.lease.is_doubtful:  # the database has let us wait for its answers
             self.trust_others()
         if time.monotonic() < self._judges_from:

@@ -71,6 +71,7 @@ class Nursery:
             self.lease,
             self.roll,
             application.config.max_tasks,
+            application.config.workers,
             hand,
         )
         name = f"{self.name}-{slot}"

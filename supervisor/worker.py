@@ -40,7 +40,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("dbtasks")
 
-SELF_LOOK = (20.0, 40.0)  # seconds after which an idle worker looks without having been woken
+# Seconds after which one of a node's idle workers looks without having been woken: so many idle
+# workers cost the database what one does.
+SELF_LOOK = (20.0, 40.0)
 INTERRUPTED = "the supervisor shuts down and its grace period is over"
 LISTEN = 0.002  # seconds between two looks at what the parent says, while tasks run
 RECYCLE_JITTER = 0.1  # so that workers that started together do not end together
@@ -50,9 +52,15 @@ class WorkerControl:
     """A worker process's Control (see dbtasks.consumer)."""
 
     def __init__(
-        self, channel: Channel, board: Board, hand: SharedHand, max_tasks: int | None
+        self,
+        channel: Channel,
+        board: Board,
+        hand: SharedHand,
+        max_tasks: int | None,
+        siblings: int = 1,
     ) -> None:
         self.channel = channel
+        self.siblings = siblings
         self.hand = hand
         hand.watch = functools.partial(channel.send, "watch")
         self.board = board
@@ -109,7 +117,7 @@ class WorkerControl:
         self.board.tick(State.LOOKING)
 
     def wait(self) -> None:
-        deadline = time.monotonic() + random.uniform(*SELF_LOOK)
+        deadline = time.monotonic() + random.uniform(*SELF_LOOK) * self.siblings
         self.read_channel()
         while not (self.draining or self.woken):
             self.board.tick(State.IDLE)
@@ -247,12 +255,13 @@ def run_worker(
     lease: Lease,
     roll: Roll,
     max_tasks: int | None,
+    siblings: int,
     hand: SharedHand,
     channel: Channel,
     board: Board,
 ) -> int:
     """The main function of a worker; returns its exit code."""
-    control = WorkerControl(channel, board, hand, max_tasks)
+    control = WorkerControl(channel, board, hand, max_tasks, siblings)
     stop_when(control.stopping)
     roll.answer()
     use_one_connection()

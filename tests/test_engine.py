@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import gc
 import json
+import select
+import sys
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from django.db import (
     DatabaseError,
@@ -825,6 +830,63 @@ def test_the_watcher_tells_of_a_commit_by_another_connection(engine):
     elsewhere(lambda: put(engine, new_task()))
     wait_until(watcher.changed)
     assert not watcher.changed()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="inotify is Linux's")
+def test_a_commit_to_the_file_wakes_whoever_waits_for_the_descriptor(engine, database):
+    if database != "sqlite":
+        pytest.skip("only SQLite has a file")
+    watcher = engine.watcher()
+    watcher.changed()
+
+    def settle() -> int:
+        """Asks as a scheduler does, until nothing happened for long enough; the descriptor."""
+        wait_until(lambda: not watcher.changed() and watcher.fileno() is not None)
+        assert watcher.interval >= 0.03
+        return watcher.fileno()
+
+    for _ in range(3):
+        descriptor = settle()
+        assert not readable(descriptor, 0.0)
+        elsewhere(lambda: put(engine, new_task()))
+        assert readable(descriptor, 5.0)
+        asked = 0
+        while not watcher.changed():  # a moment may pass until what was written is committed
+            asked += 1
+            assert asked < 10
+            time.sleep(watcher.interval)
+        assert (watcher.fileno(), watcher.interval) == (None, 0.02)
+
+
+def readable(descriptor: int, seconds: float) -> bool:
+    return bool(select.select([descriptor], [], [], seconds)[0])
+
+
+def test_without_inotify_the_watcher_is_asked_by_the_clock(engine, database, monkeypatch):
+    if database != "sqlite":
+        pytest.skip("only SQLite has a file")
+
+    def refuse(*arguments):
+        raise OSError("too many")
+
+    monkeypatch.setattr("dbtasks.engines.sqlite.FileWatch", refuse)
+    watcher = engine.watcher()
+    assert watcher.changed()
+    for _ in range(5):
+        assert not watcher.changed()
+        assert (watcher.fileno(), watcher.interval) == (None, 0.02)
+    elsewhere(lambda: put(engine, new_task()))
+    assert watcher.changed()
+
+
+def test_a_watcher_leaves_no_descriptors(engine):
+    process = psutil.Process()
+    engine.now()
+    before = process.num_fds()
+    for _ in range(20):
+        engine.watcher().changed()
+    gc.collect()
+    assert process.num_fds() <= before + 2
 
 
 def test_a_watcher_whose_connection_was_replaced_says_so(engine):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import Any, NamedTuple, Protocol
 
 from ..policy import Policy, policy_from_text
@@ -149,6 +149,14 @@ class Glance(NamedTuple):
     due_in: float | None
 
 
+class Survey(NamedTuple):
+    """What a node finds when it looks around, once per heartbeat."""
+
+    dead_nodes: Sequence[tuple[str, str]]
+    claimants: Set[str]
+    expired_exist: bool
+
+
 @dataclasses.dataclass(frozen=True)
 class Counts:
     """Rows of one backend that are not finished."""
@@ -163,8 +171,10 @@ class Watcher(Protocol):
 
     tells: bool
     """Whether it does; without it the queue must be asked each time."""
-    interval: float | None
-    """Seconds between two calls of `changed` where there is no descriptor to wait for."""
+
+    @property
+    def interval(self) -> float | None:
+        """Seconds until `changed` is to be called again, whatever the descriptor says."""
 
     def fileno(self) -> int | None:
         """A descriptor that becomes readable on a change, if there is one."""
@@ -237,6 +247,9 @@ class Engine(Protocol):
 
     def claimants(self, node_id: str) -> set[str]:
         """The workers that hold claims of the node."""
+
+    def survey(self, node_id: str) -> Survey:
+        """`dead_nodes`, the node's `claimants` and `expired_exist`."""
 
     def save_workers(self, node_id: str, workers: Sequence[dict[str, Any]]) -> None:
         """Replaces what is known of the node's workers (fields of models.Worker)."""

@@ -8,6 +8,7 @@ lock at the beginning, and waiting for that is what the timeout is for.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from django.db import ProgrammingError
 from ..queues import QueueSelection
 from .base import Claimant, Claimed, Outcome, Watcher
 from .connection import plain_transaction
+from .inotify import FileWatch
 from .portable import ByQueueEngine, outcomes_as_json
 
 CLAIM = """
@@ -52,6 +54,12 @@ SET status = o.status, finished_at = {now}, return_value = o.return_value, error
 FROM outcome AS o
 WHERE t.id = o.id AND t.claimed_by = o.worker AND t.attempt = o.attempt
 RETURNING id"""
+
+
+POLL = 0.02  # seconds between two questions while there are answers, or where nothing tells us
+FIRST_ECHO = 0.001  # seconds from a write to the question whether it is committed
+SETTLED = 0.03  # seconds; whoever has waited so long in vain waits for the next write
+QUIET = 0.5  # seconds between two questions where no write was seen
 
 
 class SQLiteEngine(ByQueueEngine):
@@ -110,23 +118,61 @@ class SQLiteEngine(ByQueueEngine):
 
 
 class DataVersion:
-    """PRAGMA data_version changes when another connection commits; asking costs microseconds."""
+    """PRAGMA data_version changes when another connection commits; asking costs microseconds.
+
+    When to ask, inotify says: a commit writes to the database's file or to its log. It is visible
+    a moment after that, so we ask again a few times, less and less often.
+    """
 
     tells = True
-    interval: float | None = 0.02
 
     def __init__(self, engine: SQLiteEngine) -> None:
         self.engine = engine
         self._connection: Any = None
         self._version: object = None
+        self._files: FileWatch | None = None
+        self._log_exists = False
+        self._wait = POLL
+
+    @property
+    def interval(self) -> float:
+        return POLL if self._files is None else self._wait
 
     def fileno(self) -> int | None:
-        return None
+        """Nothing while we ask by the clock anyway: a busy queue is written all the time."""
+        return self._files.fileno() if self._files is not None and self._wait >= SETTLED else None
 
     def changed(self) -> bool:
+        written = self._files is not None and self._files.read()
         ((version,),) = self.engine.rows("PRAGMA data_version")
         connection = self.engine.connection.connection
         # Each connection counts for itself, so the numbers of two say nothing about each other.
-        changed = connection is not self._connection or version != self._version
+        replaced = connection is not self._connection
+        changed = replaced or version != self._version
         self._connection, self._version = connection, version
+        if replaced or (changed and not self._log_exists):
+            self.watch_files()
+        if changed:
+            self._wait = POLL
+        elif written and self._wait >= SETTLED:
+            self._wait = FIRST_ECHO
+        else:
+            self._wait = min(2 * self._wait, QUIET)
         return changed
+
+    def watch_files(self) -> None:
+        """Those of the connection; without inotify we ask every POLL seconds."""
+        self.close()
+        path = self.engine.rows("PRAGMA database_list")[0][2]
+        self._log_exists = os.path.exists(f"{path}-wal")
+        if path:
+            with contextlib.suppress(OSError):
+                self._files = FileWatch([path, f"{path}-wal"][: 1 + self._log_exists])
+
+    def close(self) -> None:
+        if self._files is not None:
+            self._files.close()
+            self._files = None
+
+    def __del__(self) -> None:
+        self.close()

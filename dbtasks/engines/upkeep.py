@@ -16,7 +16,7 @@ from django.db import IntegrityError
 
 from ..fields import dump_json, utc_value
 from ..policy import policy_from_text
-from .base import Counts, Death, NewTask, NodeInfo, PeriodicState, Rescued
+from .base import Counts, Death, NewTask, NodeInfo, PeriodicState, Rescued, Survey
 from .connection import Connected
 
 RESCUE_BATCH = 500
@@ -205,6 +205,9 @@ class Upkeep(Connected, abc.ABC):
 
     def claimants(self, node_id: str) -> set[str]:
         return {str(worker) for (worker,) in self.rows(CLAIMANTS, (node_id,))}
+
+    def survey(self, node_id: str) -> Survey:
+        return Survey(self.dead_nodes(), self.claimants(node_id), self.expired_exist())
 
     def save_workers(self, node_id: str, workers: Sequence[dict[str, Any]]) -> None:
         columns = WORKER_COLUMNS.split(", ")
