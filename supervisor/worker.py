@@ -43,6 +43,7 @@ logger = logging.getLogger("dbtasks")
 # Seconds after which one of a node's idle workers looks without having been woken: so many idle
 # workers cost the database what one does.
 SELF_LOOK = (20.0, 40.0)
+SIGN_OF_LIFE = 20.0  # seconds between two ticks of an idle worker; who is silent for 60 is killed
 INTERRUPTED = "the supervisor shuts down and its grace period is over"
 LISTEN = 0.002  # seconds between two looks at what the parent says, while tasks run
 RECYCLE_JITTER = 0.1  # so that workers that started together do not end together
@@ -124,7 +125,7 @@ class WorkerControl:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 break
-            self.sleep(remaining)
+            self.sleep(min(remaining, SIGN_OF_LIFE))
             self.read_channel()
         # Awake, so that the next wake-up is for another worker.
         self.board.tick(State.WAITING)

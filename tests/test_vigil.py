@@ -7,8 +7,8 @@ import pytest
 
 from dbtasks_supervisor.board import Board
 from dbtasks_supervisor.child import Child, Kind, Life
-from dbtasks_supervisor.vigil import LONG_TASK, Vigil
-from dbtasks_supervisor.worker import recycle_after
+from dbtasks_supervisor.vigil import LONG_TASK, SILENCE, Vigil
+from dbtasks_supervisor.worker import WorkerControl, recycle_after
 
 pytestmark = pytest.mark.once
 
@@ -77,3 +77,25 @@ def test_workers_that_began_together_are_not_recycled_together() -> None:
     assert all(1000 <= number <= 1100 for number in numbers)
     assert recycle_after(None) is None
     assert recycle_after(1) == 1
+
+
+def test_an_idle_worker_of_many_gives_signs_of_life_all_the_time() -> None:
+    """However seldom it looks at the queue by itself."""
+
+    class Idle(WorkerControl):
+        def __init__(self) -> None:
+            self.board, self.siblings = Board(), 50
+            self.draining = self.woken = False
+            self.slept: list[float] = []
+
+        def sleep(self, seconds: float) -> None:
+            self.slept.append(seconds)
+            self.woken = len(self.slept) == 5
+
+        def read_channel(self) -> None:
+            pass
+
+    idle = Idle()
+    idle.wait()
+    assert len(idle.slept) == 5
+    assert max(idle.slept) < SILENCE / 2
