@@ -188,6 +188,7 @@ class Timekeeper:
             rescued = self.engine.rescue(node_id, None, Death(reason))
             self.engine.end_lease(node_id)
             if rescued:
+                self.hooks.work(len(rescued.retried) + len(rescued.released))
                 logger.warning(
                     "rescued %d tasks of %s, failed %d: %s",
                     len(rescued.retried) + len(rescued.released),

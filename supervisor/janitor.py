@@ -43,10 +43,12 @@ class Rescue:
     death: Death
     outcomes: tuple[Outcome, ...] = ()  # of what it had done, and had not written yet
 
-    def do(self, engine: Engine, stopping: Callable[[], bool]) -> None:
+    def do(self, engine: Engine, stopping: Callable[[], bool]) -> int:
         if self.outcomes:
             engine.finish(self.outcomes)
-        tell(self.worker, engine.rescue(self.node, self.worker, self.death), self.death)
+        rescued = engine.rescue(self.node, self.worker, self.death)
+        tell(self.worker, rescued, self.death)
+        return len(rescued.retried) + len(rescued.released)
 
 
 @dataclass(frozen=True)
@@ -55,17 +57,19 @@ class Settle:
 
     handover: Handover
 
-    def do(self, engine: Engine, stopping: Callable[[], bool]) -> None:
+    def do(self, engine: Engine, stopping: Callable[[], bool]) -> int:
         self.handover.settle(engine)
+        return len(self.handover.rows)
 
 
 @dataclass(frozen=True)
 class Cleanup:
     """Delete what is past its retention."""
 
-    def do(self, engine: Engine, stopping: Callable[[], bool]) -> None:
+    def do(self, engine: Engine, stopping: Callable[[], bool]) -> int:
         if deleted := prune(engine, stopping):
             logger.info("deleted %d finished tasks that were past their retention", deleted)
+        return 0
 
 
 @dataclass(frozen=True)
@@ -74,10 +78,12 @@ class Farewell:
 
     node: str
 
-    def do(self, engine: Engine, stopping: Callable[[], bool]) -> None:
+    def do(self, engine: Engine, stopping: Callable[[], bool]) -> int:
         engine.end_lease(self.node)
+        return 0
 
 
+# What `do` returns: how many rows are ready again because of it.
 Job = Rescue | Settle | Cleanup | Farewell
 
 
@@ -128,7 +134,8 @@ def run_janitor(
     todo = list(jobs)
     while todo:
         try:
-            todo[0].do(engine, stopping)
+            if ready := todo[0].do(engine, stopping):
+                channel.send("work", count=ready)
             todo.pop(0)
             continue
         except DatabaseError as error:
