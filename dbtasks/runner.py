@@ -409,7 +409,7 @@ class Runner:
 
     def _sleep(self, seconds: float, wakened: socket.socket) -> None:
         readers: list[Any] = [wakened]
-        if (watched := self.keeper.watcher.fileno()) is not None:
+        if (watched := self.keeper.fileno()) is not None:
             readers.append(watched)
         with contextlib.suppress(OSError, ValueError):
             ready, _, _ = select.select(readers, [], [], max(0.0, seconds))

@@ -96,12 +96,14 @@ class Timekeeper:
         self._differing: set[str] = set()
         self._changed_at = self._judges_from = float("-inf")
         self._resumed_at = 0.0
+        self._well = False
         self._renew_at = self._look_at = self._promote_at = self._periodic_at = 0.0
 
     # The loop's two questions
 
     def tick(self) -> float:
         """Does what is due; returns the seconds until the next thing is. Raises DatabaseError."""
+        self._well = False
         if time.monotonic() >= self._renew_at:
             self.heartbeat()
         if self.draining:
@@ -115,7 +117,12 @@ class Timekeeper:
             self.promote()
         if self.periodic and time.monotonic() >= self._periodic_at:
             self.enqueue_due_occurrences()
+        self._well = True
         return self.sleep_time()
+
+    def fileno(self) -> int | None:
+        """A descriptor that says when to tick early; none if the last tick did not read it."""
+        return self.watcher.fileno() if self._well else None
 
     def sleep_time(self) -> float:
         wake = min(self._renew_at, self._look_at, self._promote_at)

@@ -56,6 +56,13 @@ class Errands:
             self.next_at = now + 1.0
             logger.error("cannot fork a janitor (%s); trying again", error)
 
+    def start_all(self) -> None:
+        """Begins every rescue, also beside others that do not end."""
+        if self.rescues:
+            with contextlib.suppress(OSError):
+                self.nursery.fork_janitor(self.rescues)
+                self.rescues = []
+
     def say_farewell(self, node: str) -> None:
         """Ends the lease where no scheduler can; if that fails, it ends by itself."""
         with contextlib.suppress(OSError):
@@ -81,4 +88,8 @@ class Errands:
 
     @property
     def is_rescuing(self) -> bool:
-        return len(self.nursery.of_kind(Kind.JANITOR)) > self.is_cleaning
+        return any(
+            not isinstance(job, Cleanup)
+            for child in self.nursery.of_kind(Kind.JANITOR)
+            for job in child.jobs
+        )

@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import tempfile
+import time
 from typing import IO, Any
 
 from .application import Application
@@ -27,6 +28,8 @@ from .systemd import Notifier
 
 logger = logging.getLogger("dbtasks")
 
+# Seconds that a reload waits for rescues: what they wait for may be what the new code mends.
+RESCUES_PATIENCE = 30.0
 TOLD = 4000  # characters of a failed check's output that are worth a log line
 
 
@@ -51,6 +54,7 @@ class Reload:
         self.output: IO[bytes] | None = None
         self.again = False
         self.approved = False
+        self.approved_at = 0.0
 
     def begin(self, why: str) -> None:
         """Starts the check; a HUP during one is answered by another one after it."""
@@ -108,15 +112,21 @@ class Reload:
             first = " when all dead workers' tasks are rescued" if self.errands.is_busy else ""
             logger.info("the new code is fine; replacing the supervisor in place%s", first)
             self.approved = True
+            self.approved_at = time.monotonic()
 
     def go_on(self) -> None:
         """Becomes the new code as soon as nothing is left to do that only we know of."""
         if not self.approved:
             return
         self.overruns.suspend()
-        if not self.errands.is_busy:
-            self.approved = False
-            self.execute()
+        late = time.monotonic() - self.approved_at > RESCUES_PATIENCE
+        if self.errands.is_busy and not late:
+            return
+        if self.errands.is_busy:
+            logger.warning("the rescue of dead workers' tasks takes long; reloading meanwhile")
+            self.errands.start_all()
+        self.approved = False
+        self.execute()
 
     def execute(self) -> None:
         """Returns only if it is impossible."""

@@ -148,7 +148,7 @@ class SchedulerChild:
             self.told_ready = True
             self.tell("ready")
         readers = [self.channel.fileno(), self.inbox.fileno()]
-        if (watched := self.keeper.watcher.fileno()) is not None:
+        if (watched := self.keeper.fileno()) is not None:
             readers.append(watched)
         wait_readable(readers, seconds)
         self.inbox.read()

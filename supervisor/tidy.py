@@ -17,7 +17,7 @@ from typing import Any
 from .process import dump_stack_handler
 from .signals import WORKER_DUMP, SignalInbox, unblock_all
 
-_TIMERS = (signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)  # the real one ends with the task's limit
+_TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 _SIGNALS = sorted(
     signum
     for signum in signal.valid_signals()

@@ -25,6 +25,7 @@ from django.db import (
 from django.test import override_settings
 
 from dbtasks.engines import Claimed, Death, Engine, NewTask, Rescued, get_engine
+from dbtasks.engines.portable import batches
 from dbtasks.fields import as_utc, dump_json
 from dbtasks.models import Node, Occurrence, PeriodicTask, ScheduledTask, Worker
 from dbtasks.policy import Policy
@@ -381,6 +382,36 @@ def test_outcomes_that_are_written_together_are_as_if_written_alone(engine, lost
                 assert this[key] == that[key], key
         else:
             assert stored(one.id).status == "RUNNING"
+
+
+def test_mariadb_takes_outcomes_as_json_if_it_reads_it_rightly(engine, database, monkeypatch):
+    if database != "mysql" or not connections["default"].mysql_is_mariadb:
+        pytest.skip("only MariaDB joins JSON")
+    put(engine, *(new_task() for _ in range(4)))
+    claimed = engine.claim(ME, EVERYTHING, 4)
+    for readable, rows in ((True, claimed[:2]), (False, claimed[2:])):
+        if not readable:
+            engine._joins_json = None
+            monkeypatch.setattr("dbtasks.engines.mysql.UNESCAPED", "SELECT JSON_QUOTE(%s)")
+        assert engine.joins_json() == readable
+        with statements() as seen:
+            done = engine.finish([outcome_of(row, return_value='["a\\"b"]') for row in rows])
+        assert done == {row.id for row in rows}
+        assert any("JSON_TABLE" in sql for sql, _ in seen) == readable
+        assert {stored(row.id).return_value[0] for row in rows} == {'a"b'}
+
+
+def test_large_outcomes_are_written_in_statements_of_their_own():
+    sizes = [10, 10_000_000, 200_000, 10]
+    row = Claimed(
+        "0" * 32, 1, "a.b", "[]", "{}", "q", 0, None, None, None, None, "[]", "[]", 0, "", ""
+    )
+    parts = batches(outcome_of(row, return_value="x" * size) for size in sizes)
+    assert [[len(each.return_value) for each in part] for part in parts] == [
+        [10],
+        [10_000_000],
+        [200_000, 10],
+    ]
 
 
 def test_no_outcomes_are_no_work(engine):
@@ -877,6 +908,20 @@ def test_without_inotify_the_watcher_is_asked_by_the_clock(engine, database, mon
         assert (watcher.fileno(), watcher.interval) == (None, 0.02)
     elsewhere(lambda: put(engine, new_task()))
     assert watcher.changed()
+
+
+def test_where_inotify_sees_nothing_the_watcher_is_asked_by_the_clock(
+    engine, database, monkeypatch
+):
+    if database != "sqlite":
+        pytest.skip("only SQLite has a file")
+    monkeypatch.setattr("dbtasks.engines.sqlite.FileWatch.read", lambda watch: False)
+    watcher = engine.watcher()
+    watcher.changed()
+    wait_until(lambda: not watcher.changed() and watcher.interval > 0.02)
+    elsewhere(lambda: put(engine, new_task()))
+    assert watcher.changed()
+    assert (watcher.fileno(), watcher.interval) == (None, 0.02)
 
 
 def test_a_watcher_leaves_no_descriptors(engine):

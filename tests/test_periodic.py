@@ -388,3 +388,13 @@ def test_a_node_that_finds_the_lock_taken_looks_again_soon(
             tick(first)
         assert enqueued() == 0
         wait_until(lambda: first.tick() >= 0 and enqueued() == 1)
+
+
+def test_a_scheduler_that_drains_does_not_wait_for_what_it_does_not_read() -> None:
+    """Else each write by others would wake it, again and again, until the drain is over."""
+    mine = keeper()
+    mine.tick()
+    assert mine.fileno() == mine.watcher.fileno()
+    mine.draining = True
+    mine.tick()
+    assert mine.fileno() is None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 from collections.abc import Iterable
 
@@ -18,10 +17,12 @@ class FileWatch:
     """
 
     def __init__(self, paths: Iterable[str]) -> None:
-        libc = ctypes.CDLL(None, use_errno=True)
         try:
+            import ctypes  # not every Python has it
+
+            libc = ctypes.CDLL(None, use_errno=True)
             init, self._add = libc.inotify_init1, libc.inotify_add_watch
-        except AttributeError:
+        except (ImportError, AttributeError):
             raise OSError("this system has no inotify") from None
         self._descriptor = _checked(init(os.O_NONBLOCK | os.O_CLOEXEC))
         try:
@@ -48,6 +49,8 @@ class FileWatch:
 
 def _checked(result: int) -> int:
     if result < 0:
+        import ctypes
+
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     return result

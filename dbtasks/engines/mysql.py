@@ -39,7 +39,8 @@ SET status = 'RUNNING', ready_queue = NULL, claim_node = %s, claimed_by = %s,
     attempt = attempt + 1, last_attempted_at = {now}, started_at = COALESCE(started_at, {now})
 WHERE id IN ({ids})"""
 # As portable.FINISH, of many rows, which are locked in the order of their ids. MySQL has JSON_TABLE
-# too, but compares its texts with ours only where both have the same collation.
+# too, but compares its texts with ours only where both have the same collation; so does MariaDB
+# before 10.7, whose ids are texts. And some of its releases leave escapes in what they give.
 FINISH_MANY = """
 UPDATE JSON_TABLE(%s, '$[*]' COLUMNS (
     id CHAR(32) PATH '$[0]', attempt INT PATH '$[1]', worker VARCHAR(160) PATH '$[2]',
@@ -50,6 +51,7 @@ SET t.status = o.status, t.finished_at = {now}, t.return_value = o.return_value,
     t.errors = o.errors, t.worker_ids = o.worker_ids, t.failures = o.failures,
     t.claim_node = NULL, t.claimed_by = NULL, t.delete_after = {now} + INTERVAL o.retain SECOND
 WHERE t.claimed_by = o.worker AND t.attempt = o.attempt"""
+UNESCAPED = "SELECT v FROM JSON_TABLE(%s, '$[*]' COLUMNS (v VARCHAR(9) PATH '$')) t"
 # The distinct queues by a loose index scan ("Using index for group-by"; it sorts their names). It
 # costs as much as a small claim, so its answer is good for a while (seconds): so long may a queue
 # that was empty wait beside others. What each queue would give next is asked every time, by one
@@ -100,6 +102,7 @@ class MySQLEngine(Networked, ByQueueEngine):
     def __init__(self, alias: str, backend: str) -> None:
         super().__init__(alias, backend)
         self._names = NO_NAMES  # replaced whole: threads share it
+        self._joins_json: bool | None = None
 
     def transaction(self) -> contextlib.AbstractContextManager[None]:
         return plain_transaction(self.connection, "START TRANSACTION")
@@ -122,7 +125,7 @@ class MySQLEngine(Networked, ByQueueEngine):
             return finished, self.claim_from(who, queues, limit)
 
     def finish_many(self, outcomes: Sequence[Outcome]) -> set[str]:
-        if not self.connection.mysql_is_mariadb:  # type: ignore[attr-defined]
+        if not self.joins_json():
             return self.write_each(outcomes)
         with self.connection.cursor() as cursor:
             cursor.execute("SAVEPOINT outcomes")
@@ -132,6 +135,17 @@ class MySQLEngine(Networked, ByQueueEngine):
             # Some claim is not ours any more; which one, only one after the other tells.
             cursor.execute("ROLLBACK TO SAVEPOINT outcomes")
         return self.write_each(outcomes)
+
+    def joins_json(self) -> bool:
+        """Whether FINISH_MANY does here what it should; asked once."""
+        if self._joins_json is None:
+            connection: Any = self.connection
+            self._joins_json = (
+                connection.mysql_is_mariadb
+                and connection.features.has_native_uuid_field
+                and self.rows(UNESCAPED, ('["a\\"b\\\\"]',)) == [('a"b\\',)]
+            )
+        return self._joins_json
 
     def claim_from(self, who: Claimant, queues: QueueSelection, limit: int) -> list[Claimed]:
         claimed = super().claim_from(who, queues, limit)

@@ -257,11 +257,12 @@ def batches(outcomes: Iterable[Outcome]) -> Iterator[list[Outcome]]:
     batch: list[Outcome] = []
     length = 0
     for outcome in outcomes:
-        length += len(outcome.return_value or "") + len(outcome.errors) + len(outcome.worker_ids)
-        if batch and length > STATEMENT_LENGTH:
+        size = len(outcome.return_value or "") + len(outcome.errors) + len(outcome.worker_ids)
+        if batch and length + size > STATEMENT_LENGTH:
             yield batch
             batch, length = [], 0
         batch.append(outcome)
+        length += size
     if batch:
         yield batch
 

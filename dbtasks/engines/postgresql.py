@@ -236,8 +236,8 @@ class PostgreSQLEngine(Networked, PortableEngine):
         finished = {self.hex(row[0]) for row in rows if row[1] is None}
         claimed = self.claimed([row for row in rows if row[1] is not None], queues)
         if not claimed and not more and queues.only is None:
+            # To ask the others here, after a commit, would risk what is known to be written.
             self._only_one = NOT_ONE
-            claimed = self.claim(who, queues, limit)
         return finished, claimed
 
     def claimed(self, rows: list[tuple[Any, ...]], queues: QueueSelection) -> list[Claimed]:

@@ -150,8 +150,10 @@ class DataVersion:
         replaced = connection is not self._connection
         changed = replaced or version != self._version
         self._connection, self._version = connection, version
-        if replaced or (changed and not self._log_exists):
+        if replaced or (changed and self._files is not None and not self._log_exists):
             self.watch_files()
+        elif changed and not written and self._files is not None and not self._files.read():
+            self.close()  # written where our kernel does not see it: a network, a virtual machine
         if changed:
             self._wait = POLL
         elif written and self._wait >= SETTLED:
