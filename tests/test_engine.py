@@ -924,6 +924,21 @@ def test_where_inotify_sees_nothing_the_watcher_is_asked_by_the_clock(
     assert (watcher.fileno(), watcher.interval) == (None, 0.02)
 
 
+def test_a_write_that_is_seen_before_its_commit_is_remembered(engine, database, monkeypatch):
+    if database != "sqlite":
+        pytest.skip("only SQLite has a file")
+    watcher = engine.watcher()
+    watcher.changed()
+    wait_until(lambda: not watcher.changed() and watcher.fileno() is not None)
+    seen = iter([True])
+    monkeypatch.setattr("dbtasks.engines.sqlite.FileWatch.read", lambda watch: next(seen, False))
+    assert not watcher.changed()
+    assert watcher.interval == 0.001
+    elsewhere(lambda: put(engine, new_task()))
+    assert watcher.changed()
+    wait_until(lambda: not watcher.changed() and watcher.fileno() is not None)
+
+
 def test_a_watcher_leaves_no_descriptors(engine):
     process = psutil.Process()
     engine.now()

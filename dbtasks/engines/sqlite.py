@@ -132,6 +132,7 @@ class DataVersion:
         self._version: object = None
         self._files: FileWatch | None = None
         self._log_exists = False
+        self._written = False  # since the last change
         self._wait = POLL
 
     @property
@@ -143,24 +144,30 @@ class DataVersion:
         return self._files.fileno() if self._files is not None and self._wait >= SETTLED else None
 
     def changed(self) -> bool:
-        written = self._files is not None and self._files.read()
+        written = self.was_written()
+        self._written |= written
         ((version,),) = self.engine.rows("PRAGMA data_version")
         connection = self.engine.connection.connection
         # Each connection counts for itself, so the numbers of two say nothing about each other.
         replaced = connection is not self._connection
         changed = replaced or version != self._version
         self._connection, self._version = connection, version
-        if replaced or (changed and self._files is not None and not self._log_exists):
+        anew = replaced or (changed and self._files is not None and not self._log_exists)
+        if anew:
             self.watch_files()
-        elif changed and not written and self._files is not None and not self._files.read():
-            self.close()  # written where our kernel does not see it: a network, a virtual machine
+        elif changed and not self._written and not self.was_written():
+            self.close()  # written where our kernel sees nothing: a network, a virtual machine
         if changed:
             self._wait = POLL
+            self._written = anew  # what was written just before was not seen
         elif written and self._wait >= SETTLED:
             self._wait = FIRST_ECHO
         else:
             self._wait = min(2 * self._wait, QUIET)
         return changed
+
+    def was_written(self) -> bool:
+        return self._files is not None and self._files.read()
 
     def watch_files(self) -> None:
         """Those of the connection; without inotify we ask every POLL seconds."""
