@@ -155,8 +155,8 @@ def is_missing_table(error: BaseException) -> bool:
     told = str(error)
     if isinstance(error, OperationalError) and "no such" in told:
         return True  # SQLite
-    if isinstance(error, OperationalError) and "1054" in told:
-        return True  # MySQL: unknown column
+    if isinstance(error, OperationalError) and ("1054" in told or "1176" in told):
+        return True  # MySQL: unknown column or key; its migrations are no transactions
     return isinstance(error, ProgrammingError) and ("does not exist" in told or "1146" in told)
 
 

@@ -14,11 +14,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Concatenate
 
-from django.db import OperationalError
+from django.db import DatabaseError, OperationalError
 
 from ..queues import QueueSelection
 from .base import Claimant, Claimed, Death, NodeInfo, Outcome, Rescued
-from .connection import plain_transaction
+from .connection import is_missing_table, plain_transaction
 from .network import Networked
 from .portable import ByQueueEngine, Head, outcomes_as_json
 
@@ -65,6 +65,7 @@ SELECT ready_queue, precedence, id
 FROM dbtasks_scheduledtask FORCE INDEX (dbtasks_claim)
 WHERE backend = %s AND ready_queue = %s
 ORDER BY precedence, id LIMIT 1)"""
+ANY_ROW = "SELECT 1 FROM dbtasks_scheduledtask FORCE INDEX (dbtasks_claim) LIMIT 1"
 GET_LOCK = "SELECT GET_LOCK(%s, 0)"
 RELEASE_LOCK = "SELECT RELEASE_LOCK(%s)"
 
@@ -135,6 +136,18 @@ class MySQLEngine(Networked, ByQueueEngine):
             # Some claim is not ours any more; which one, only one after the other tells.
             cursor.execute("ROLLBACK TO SAVEPOINT outcomes")
         return self.write_each(outcomes)
+
+    def missing_tables(self) -> bool:
+        """Also while they are being made: the indexes come last."""
+        if super().missing_tables():
+            return True
+        try:
+            self.rows(ANY_ROW)
+        except DatabaseError as error:
+            if is_missing_table(error):
+                return True
+            raise
+        return False
 
     def joins_json(self) -> bool:
         """Whether FINISH_MANY does here what it should; asked once."""
