@@ -63,6 +63,14 @@ test: env  ## The suite on SQLite, PostgreSQL and MariaDB; ARGS="-k name" for py
 test-django60: .venv60/stamp  ## The suite on SQLite with Django 6.0
 	@.venv60/bin/python -m tests.run --database sqlite $(ARGS)
 
+# A booted systemd: root, a kernel with cgroup2 and namespaces, debootstrap for the image (300 MB
+# in .systemd, made once), no network otherwise. SUITE= must be no older than this system.
+.PHONY: test-systemd
+test-systemd: env  ## deploy/systemd under a real systemd, in namespaces; needs root, SUITE=bookworm
+	@mkdir -p .systemd
+	@DBTASKS_SYSTEMD_IMAGE=.systemd/$(or $(SUITE),bookworm) \
+		$(PY) -m pytest tests/systemd/service.py -v $(ARGS)
+
 .PHONY: lint
 lint: env  ## ruff, mypy, and the list of packages in pyproject.toml
 	@$(PY) -m ruff check .
@@ -97,6 +105,6 @@ run: env  ## The example project until Ctrl-C
 
 .PHONY: clean
 clean:  ## Remove the environments, builds and caches
-	@rm -rf .venv .venv60 .bench build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf .venv .venv60 .bench .systemd build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@rm -rf django_dbtasks.egg-info
 	@find dbtasks supervisor tests -name __pycache__ -prune -exec rm -rf {} +
