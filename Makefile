@@ -63,6 +63,10 @@ test: env  ## The suite on SQLite, PostgreSQL and MariaDB; ARGS="-k name" for py
 test-django60: .venv60/stamp  ## The suite on SQLite with Django 6.0
 	@.venv60/bin/python -m tests.run --database sqlite $(ARGS)
 
+.PHONY: test-dist
+test-dist: env  ## What is in wheel and sdist, and the wheel in an empty environment
+	@$(PY) -m pytest -q tests/dist/distribution.py $(ARGS)
+
 # A booted systemd: root, a kernel with cgroup2 and namespaces, debootstrap for the image (300 MB
 # in .systemd, made once), no network otherwise. SUITE= must be no older than this system.
 .PHONY: test-systemd

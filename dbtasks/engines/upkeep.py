@@ -8,19 +8,19 @@ import abc
 import contextlib
 import datetime
 import itertools
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from django.db import IntegrityError
 
-from ..fields import dump_json, utc_value
+from ..fields import dump_json, load_json, utc_value
 from ..policy import policy_from_text
 from .base import Counts, Death, NewTask, NodeInfo, PeriodicState, Rescued, Survey
 from .connection import Connected
 
 RESCUE_BATCH = 500
 LONGEST = 1000 * 365 * 86400.0  # seconds; no database has the date that timedelta.max leads to
+MOST_CRASHES = 2**31 - 2  # the column has room for one more
 WORKER_DIED = "dbtasks.exceptions.WorkerDied"
 
 # An attempt that is not counted leaves no trace: without earlier ones the row was never started.
@@ -54,7 +54,7 @@ PROMOTE = """
 UPDATE dbtasks_scheduledtask SET ready_queue = queue, due_at = NULL WHERE id IN ({ids})"""
 
 EXPIRED_EXIST = """
-SELECT delete_after FROM dbtasks_scheduledtask
+SELECT 1 FROM dbtasks_scheduledtask
 WHERE backend = %s AND delete_after <= {now} ORDER BY delete_after LIMIT 1"""
 PRUNE_SELECT = """
 SELECT id FROM dbtasks_scheduledtask
@@ -149,12 +149,13 @@ class Upkeep(Connected, abc.ABC):
             policy = policy_from_text(policy_text)
             told = append_json(errors, worker_died(death.reason))
             done = append_json(worker_ids, claimed_by)
-            if crashes + 1 > policy.max_crashes:
+            times = one_more(crashes)
+            if times > policy.max_crashes:
                 retain = bounded(policy.retention(failed=True))
-                self.run(RESCUE_FAIL, (told, done, crashes + 1, retain, raw_id))
+                self.run(RESCUE_FAIL, (told, done, times, retain, raw_id))
                 failed.append(id)
             else:
-                self.run(RESCUE_RETRY, (told, done, crashes + 1, raw_id))
+                self.run(RESCUE_RETRY, (told, done, times, raw_id))
                 retried.append(id)
         return Rescued(tuple(released), tuple(retried), tuple(failed))
 
@@ -271,6 +272,11 @@ def bounded(seconds: float | None) -> float | None:
     return None if seconds is None else min(float(seconds), LONGEST)
 
 
+def one_more(crashes: Any) -> int:
+    """The next number; what is none, or the highest, ends the row's luck."""
+    return min(crashes, MOST_CRASHES) + 1 if type(crashes) is int else MOST_CRASHES
+
+
 def worker_died(reason: str) -> dict[str, str]:
     """The entry of `errors` for an attempt whose worker died."""
     return {"exception_class_path": WORKER_DIED, "traceback": f"{WORKER_DIED}: {reason}\n"}
@@ -279,7 +285,7 @@ def worker_died(reason: str) -> dict[str, str]:
 def append_json(text: str, value: Any) -> str:
     """The JSON list in `text` with one value more; what is no list starts a new one."""
     try:
-        items = json.loads(text)
+        items = load_json(text)
     except ValueError:
         items = []
     return dump_json([*items, value] if isinstance(items, list) else [value])
