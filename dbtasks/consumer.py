@@ -28,6 +28,7 @@ from .lease import Lease
 from .pace import WORTH, Pace
 from .queues import QueueSelection
 from .results import json_list, update_result
+from .tally import Tally
 
 if TYPE_CHECKING:
     from .backend import DatabaseBackend
@@ -71,6 +72,9 @@ class Control(Protocol):
     def settled(self) -> None:
         """The outcomes of all tasks that ended are written."""
 
+    def counting(self, tally: Tally) -> None:
+        """Here the consumer counts what it has run; hand it on from time to time, and at last."""
+
     def gave_back(self, count: int) -> None:
         """So many rows that we had claimed are ready again, for others."""
 
@@ -107,6 +111,8 @@ class Consumer:
         self.hand = control.hand
         self.pace = Pace(backend.parsed.prefetch)
         self.processed = 0
+        self.tally = Tally()
+        control.counting(self.tally)
         self._unwritten: list[Execution] = []
         self._unwritten_since = 0.0
         self._hurry = False  # something unwritten may not wait
@@ -279,6 +285,7 @@ class Consumer:
         """Tells the world about outcomes that are in the database now."""
         for position, execution in enumerate(self._unwritten):
             if execution.outcome.id in written or self.hand.gave_away(position):
+                self.tally.count(execution)
                 self.announce(execution)
             else:
                 logger.warning(

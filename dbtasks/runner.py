@@ -35,6 +35,7 @@ from .periodic import Periodic
 from .queues import select_queues
 from .results import unchecked
 from .retention import prune, stop_when
+from .tally import rescued_counts
 from .tasks import Task
 from .threads import ThreadControl
 from .timekeeper import Hooks, Timekeeper, keep_patient
@@ -219,6 +220,8 @@ class Runner:
             for thread in self._threads:
                 thread.join()
             with contextlib.suppress(DatabaseError):
+                self.keeper.ledger.write()
+            with contextlib.suppress(DatabaseError):
                 self.engine.end_lease(self.node.id)
             connections.close_all()
             self._waker.close()
@@ -332,8 +335,11 @@ class Runner:
             self.stop()
             with contextlib.suppress(DatabaseError):
                 self.engine.close()
-                self.engine.rescue(who.node, who.worker, Death("its worker thread crashed"))
+                death = Death("its worker thread crashed")
+                rescued = self.engine.rescue(who.node, who.worker, death)
+                self.keeper.ledger.add(rescued_counts(rescued))
         finally:
+            control.hand_on_counts()
             connections.close_all()
             self.note_progress()
 
@@ -365,22 +371,26 @@ class Runner:
 
     def worker_rows(self) -> list[dict[str, Any]]:
         rows = []
-        for _number, (control, consumer) in enumerate(
-            zip(self._controls, self._consumers, strict=False), 1
-        ):
+        now = time.monotonic()
+        for consumer in list(self._consumers):
+            control = consumer.control
+            assert isinstance(control, ThreadControl)
+            running = control.running
             rows.append(
                 {
                     "id": consumer.who.worker,
                     "kind": "thread",
                     "pid": os.getpid(),
-                    "state": "busy" if control.running else "idle",
-                    "task_id": "",
-                    "task_path": "",
-                    "task_seconds": None,
+                    "state": "idle" if running is None else "busy",
+                    "task_id": "" if running is None else running.id,
+                    "task_path": "" if running is None else running.task_path,
+                    "task_seconds": None if running is None else round(now - control.began_at, 3),
                     "done": consumer.processed,
-                    "failed": 0,
+                    "failed": control.failed,
                     "restarts": 0,
-                    "memory": None,
+                    "memory": None,  # all threads share it, and the CPU time
+                    "cpu_seconds": None,
+                    "up_seconds": round(now - control.born, 3),
                 }
             )
         return rows

@@ -27,6 +27,7 @@ from .periodic import BoundPeriodic
 from .queues import QueueSelection
 from .results import missing_task, resolve_task, unchecked
 from .schedule import ScheduleError
+from .tally import Ledger, rescued_counts
 
 if TYPE_CHECKING:
     from .backend import DatabaseBackend
@@ -90,6 +91,7 @@ class Timekeeper:
         self.periodic = {entry.name: entry for entry in periodic}
         self.retention = retention
         self.draining = False
+        self.ledger = Ledger(self.engine)
         self._strays: dict[str, float] = {}  # since when we have seen them, monotonic
         self._deployed_at: datetime.datetime | None = None
         self._next: dict[str, datetime.datetime] = {}
@@ -106,8 +108,10 @@ class Timekeeper:
         self._well = False
         if time.monotonic() >= self._renew_at:
             self.heartbeat()
+        if time.monotonic() >= self.ledger.write_at:
+            self.ledger.write()
         if self.draining:
-            return self._renew_at - time.monotonic()
+            return max(0.0, min(self._renew_at, self.ledger.write_at) - time.monotonic())
         if self.watcher.changed():
             self._changed_at = time.monotonic()
             self.look()
@@ -125,7 +129,7 @@ class Timekeeper:
         return self.watcher.fileno() if self._well else None
 
     def sleep_time(self) -> float:
-        wake = min(self._renew_at, self._look_at, self._promote_at)
+        wake = min(self._renew_at, self._look_at, self._promote_at, self.ledger.write_at)
         if self.periodic:
             wake = min(wake, self._periodic_at)
         if self.watcher.interval is not None:
@@ -168,6 +172,7 @@ class Timekeeper:
         for worker in [worker for worker in strays if self._strays[worker] < told_at]:
             death = Death("its claim came after its death", running=frozenset())
             if rescued := self.engine.rescue(self.node.id, worker, death):
+                self.ledger.add(rescued_counts(rescued))
                 logger.warning(
                     "gave back %d tasks of dead worker %s", len(rescued.released), worker
                 )
@@ -194,6 +199,7 @@ class Timekeeper:
             )
             rescued = self.engine.rescue(node_id, None, Death(reason))
             self.engine.end_lease(node_id)
+            self.ledger.add(rescued_counts(rescued))
             if rescued:
                 self.hooks.work(len(rescued.retried) + len(rescued.released))
                 logger.warning(

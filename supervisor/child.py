@@ -13,7 +13,7 @@ from typing import Any
 from .board import Board, State
 from .channel import Channel
 from .hand import SharedHand
-from .process import unique_memory
+from .process import cpu_seconds, unique_memory
 from .signals import WORKER_DRAIN, WORKER_DUMP, WORKER_INTERRUPT, name_of
 
 WAKE_AGAIN = 0.05  # seconds that a worker has for answering a wake-up before the next one
@@ -176,6 +176,8 @@ class Child:
             "failed": view.failed if view else 0,
             "restarts": restarts,
             "memory": unique_memory(self.pid) or None,
+            "cpu_seconds": cpu_seconds(self.pid),
+            "up_seconds": round(self.age, 3),
         }
 
     def close(self) -> None:

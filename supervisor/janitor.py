@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from django.db import Error as DatabaseError
@@ -18,10 +18,12 @@ from dbtasks.engines.network import CONNECTION_PATIENCE
 from dbtasks.hand import Handover
 from dbtasks.ids import dashed
 from dbtasks.retention import prune
+from dbtasks.tally import Cells, merge, rescued_counts
 
 from .board import Board, State
 from .channel import Channel
 from .newborn import EXIT_OK, use_one_connection
+from .relay import send_counts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,12 +44,14 @@ class Rescue:
     worker: str
     death: Death
     outcomes: tuple[Outcome, ...] = ()  # of what it had done, and had not written yet
+    counts: Cells = field(default_factory=dict, compare=False)  # what came of it
 
     def do(self, engine: Engine, stopping: Callable[[], bool]) -> int:
         if self.outcomes:
             engine.finish(self.outcomes)
         rescued = engine.rescue(self.node, self.worker, self.death)
         tell(self.worker, rescued, self.death)
+        merge(self.counts, rescued_counts(rescued))
         return len(rescued.retried) + len(rescued.released)
 
 
@@ -136,7 +140,9 @@ def run_janitor(
         try:
             if ready := todo[0].do(engine, stopping):
                 channel.send("work", count=ready)
-            todo.pop(0)
+            done = todo.pop(0)
+            if isinstance(done, Rescue):
+                send_counts(channel, done.counts)
             continue
         except DatabaseError as error:
             why = engine.unavailable(error)

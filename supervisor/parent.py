@@ -32,6 +32,7 @@ from .outage import Outage
 from .overrun import Overruns
 from .pidfile import Pidfile
 from .process import become_subreaper, set_title
+from .relay import Relay
 from .reload import Reload, adopt_children
 from .report import Reporter
 from .signals import (
@@ -103,6 +104,7 @@ class Supervisor:
         self.reload = Reload(
             application, self.nursery, self.notifier, pidfile, self.overruns, self.errands
         )
+        self.relay = Relay(self.nursery)
         self.reporter = Reporter(self)
 
     # The loop
@@ -242,6 +244,8 @@ class Supervisor:
                 self.recycle_one()  # its predecessor's place is filled: the next one may go
             case "work":
                 self.wake_workers(int(message["count"]))
+            case "counted":
+                self.relay.receive(message)
             case "watch":
                 self.overruns.watch(child)
             case "limit":
@@ -355,6 +359,7 @@ class Supervisor:
         """Once a second; and the waker of last resort, while nobody else looks at the queue."""
         self.vigil.look(now)
         self.outage.look(now)
+        self.relay.pass_on()
         self.check_ready()
         self.recycle_one()
         if self.phase is Phase.RUNNING and not any(
@@ -466,6 +471,7 @@ class Supervisor:
             logger.error("leaving without rescue: the lease's end will do it")
         self.phase = Phase.LEAVING
         self.phase_ends = now + JANITOR_GRACE
+        self.relay.pass_on()
         schedulers = self.nursery.of_kind(Kind.SCHEDULER)
         for child in schedulers:
             child.channel.send("leave")

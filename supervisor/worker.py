@@ -21,11 +21,13 @@ from dbtasks.interruption import over_limit
 from dbtasks.lease import Lease
 from dbtasks.queues import QueueSelection
 from dbtasks.retention import stop_when
+from dbtasks.tally import Tally
 
 from .board import Board, State
 from .channel import Channel
 from .hand import SharedHand
 from .newborn import EXIT_CRASHED, EXIT_OK, use_one_connection
+from .relay import send_counts
 from .roll import Roll
 from .signals import (
     WORKER_DRAIN,
@@ -75,6 +77,7 @@ class WorkerControl:
         self.limiting = Limiting(self)
         self.pid = os.getpid()
         self.tasks_left = recycle_after(max_tasks)
+        self.tally = Tally()
         self.inbox = SignalInbox(())
         self.install_handlers()
         self.process = ProcessState(self.inbox)
@@ -125,7 +128,11 @@ class WorkerControl:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 break
-            self.sleep(min(remaining, SIGN_OF_LIFE))
+            counts_due_in = self.tally.due_in
+            if counts_due_in == 0.0:
+                self.hand_on_counts()
+                counts_due_in = self.tally.due_in
+            self.sleep(min(remaining, SIGN_OF_LIFE, counts_due_in or SIGN_OF_LIFE))
             self.read_channel()
         # Awake, so that the next wake-up is for another worker.
         self.board.tick(State.WAITING)
@@ -151,6 +158,15 @@ class WorkerControl:
 
     def settled(self) -> None:
         self.board.settle()
+        if self.tally.due_in == 0.0:
+            self.hand_on_counts()
+
+    def counting(self, tally: Tally) -> None:
+        self.tally = tally
+
+    def hand_on_counts(self) -> None:
+        """To the parent, which passes it on; what it cannot take now is kept."""
+        self.tally.put_back(send_counts(self.channel, self.tally.take()))
 
     def gave_back(self, count: int) -> None:
         self.channel.send("work", count=count)
@@ -278,5 +294,6 @@ def run_worker(
     if consumer.patiently(connect):
         channel.send("ready")
         consumer.run()
+        control.hand_on_counts()
     backend.engine.close()
     return EXIT_OK
