@@ -1,25 +1,27 @@
 from django.db import migrations, models
 
 import dbtasks.fields
+from dbtasks import schema
 
 
 class Migration(migrations.Migration):
+    atomic = False
     dependencies = [
         ("dbtasks", "0001_initial"),
     ]
 
     operations = [
-        migrations.AddField(
+        schema.AddColumn(
             model_name="worker",
             name="cpu_seconds",
             field=models.FloatField(help_text="CPU time of the process so far.", null=True),
         ),
-        migrations.AddField(
+        schema.AddColumn(
             model_name="worker",
             name="up_seconds",
             field=models.FloatField(help_text="How long the worker has been there.", null=True),
         ),
-        migrations.CreateModel(
+        schema.CreateTable(
             name="Statistic",
             fields=[
                 (
