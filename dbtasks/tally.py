@@ -154,12 +154,15 @@ def waited(claimed: Claimed) -> int:
 
 
 def rescued_counts(rescued: Rescued) -> Iterator[tuple[Place, list[int]]]:
-    """What a rescue counts as: an attempt that was rescued; and a failed one if it was the last."""
-    failed = set(rescued.failed)
+    """What a rescue counts as: an attempt that was rescued; and a failed one if it was the last.
+
+    A task that somebody had cancelled is a failed one only.
+    """
+    failed, cancelled = set(rescued.failed), set(rescued.cancelled)
     for id, queue, task_path in rescued.tasks:
         counts = [0] * len(COLUMNS)
-        counts[RESCUED] = 1
-        counts[FAILED] = int(id in failed)
+        counts[RESCUED] = int(id not in cancelled)
+        counts[FAILED] = int(id in failed or id in cancelled)
         yield (queue, task_path), counts
 
 

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 from ..fields import utc_value
 from ..queues import QueueSelection
 from .base import Claimant, Claimed, Glance, NewTask, Outcome
+from .operations import Operations
+from .overview import Overview
 from .statistics import Statistics
 from .upkeep import RELEASE, Upkeep, bounded
 
@@ -92,7 +94,7 @@ class Head(NamedTuple):
     queue: str
 
 
-class PortableEngine(Upkeep, Statistics):
+class PortableEngine(Operations, Overview, Statistics, Upkeep):
     """Base of the engines. See base.Engine for what each method promises."""
 
     # Producing

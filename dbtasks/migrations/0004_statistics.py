@@ -7,7 +7,7 @@ from dbtasks import schema
 class Migration(migrations.Migration):
     atomic = False
     dependencies = [
-        ("dbtasks", "0001_initial"),
+        ("dbtasks", "0003_operations"),
     ]
 
     operations = [
