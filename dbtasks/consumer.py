@@ -28,6 +28,7 @@ from .lease import Lease
 from .pace import WORTH, Pace
 from .queues import QueueSelection
 from .results import json_list, update_result
+from .signals import send, task_retried
 from .tally import Tally
 
 if TYPE_CHECKING:
@@ -304,9 +305,24 @@ class Consumer:
     def announce(self, execution: Execution) -> None:
         if execution.failed or logger.isEnabledFor(logging.DEBUG):
             log_outcome(execution, self.about(execution))
+        if not execution.finished and task_retried.receivers:
+            self.tell_of_retry(execution)
         if execution.result is not None and execution.finished and self.backend.parsed.signals:
             update_result(execution.result, finished_at=timezone.now())
             task_finished.send_robust(type(self.backend), task_result=execution.result)
+
+    def tell_of_retry(self, execution: Execution) -> None:
+        """Not of an attempt that does not count: it was interrupted, or is for newer code."""
+        if execution.outcome.worker_ids != execution.claimed.worker_ids:
+            about = self.about(execution)
+            del about["duration_ms"]
+            send(
+                "task_retried",
+                self.backend,
+                error=execution.error,
+                retry_in=execution.outcome.retry_in,
+                **about,
+            )
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from .periodic import Periodic
 from .queues import select_queues
 from .results import unchecked
 from .retention import prune, stop_when
-from .tally import rescued_counts
+from .signals import send, send_aside
 from .tasks import Task
 from .threads import ThreadControl
 from .timekeeper import Hooks, Timekeeper, keep_patient
@@ -141,7 +141,12 @@ class Runner:
             lease=options.worker_timeout,
         )
         self.lease = Lease(self.node)
-        hooks = Hooks(work=self.wake, cleanup=self._cleanup_wanted.set, workers=self.worker_rows)
+        hooks = Hooks(
+            work=self.wake,
+            cleanup=self._cleanup_wanted.set,
+            workers=self.worker_rows,
+            announce=self.announce,
+        )
         self.keeper = Timekeeper(
             self.backend,
             self.node,
@@ -327,9 +332,13 @@ class Runner:
         consumer = Consumer(self.backend, who, self.queues, control, self.lease)
         self._consumers.append(consumer)
         stop_when(control.stopping)
+        about = {"worker_id": who.worker, "node": self.worker_id}
+        send("worker_started", self.backend, **about)
+        why = ""
         try:
             consumer.run()
         except BaseException as error:
+            why = "the worker thread crashed"
             logger.critical("worker thread %s crashed", who.worker, exc_info=error)
             self._failure = error
             self.stop()
@@ -337,9 +346,10 @@ class Runner:
                 self.engine.close()
                 death = Death("its worker thread crashed")
                 rescued = self.engine.rescue(who.node, who.worker, death)
-                self.keeper.ledger.add(rescued_counts(rescued))
+                self.keeper.note_rescue(rescued, who.worker, death.reason)
         finally:
             control.hand_on_counts()
+            send("worker_stopped", self.backend, crashed=bool(why), reason=why, **about)
             connections.close_all()
             self.note_progress()
 
@@ -395,13 +405,20 @@ class Runner:
             )
         return rows
 
+    def announce(self, name: str, details: dict[str, Any]) -> None:
+        """Calls the receivers of one of our signals in a thread of its own."""
+        send_aside(name, self.backend, **details)
+
     def database_lost(self, who: object, why: str) -> None:
         """One line for the node, however many of its threads notice."""
         with self._lock:
             self._without_database.add(who)
-            if self._down_since is None:
+            begins = self._down_since is None
+            if begins:
                 self._down_since = time.monotonic()
                 logger.error("degraded: %s; trying again until it works", why)
+        if begins:
+            self.announce("node_degraded", {"node": self.worker_id, "reason": why})
 
     def database_found(self, who: object) -> None:
         """The node is well again when each of its threads is."""

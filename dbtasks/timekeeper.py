@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from django.tasks import DEFAULT_TASK_QUEUE_NAME
 from django.tasks.base import Task as DjangoTask
 
-from .engines import Death, NewTask, NodeInfo, PeriodicState
+from .engines import Death, NewTask, NodeInfo, PeriodicState, Rescued
 from .engines.base import NOTIFY_INTERVAL
 from .execution import described
 from .ids import dashed
@@ -27,6 +27,7 @@ from .periodic import BoundPeriodic
 from .queues import QueueSelection
 from .results import missing_task, resolve_task, unchecked
 from .schedule import ScheduleError
+from .signals import is_wanted, rescued_details
 from .tally import Ledger, rescued_counts
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ class Hooks:
     """The node's workers as we know them, as fields of models.Worker."""
     told_at: Callable[[], float] = time.monotonic
     """When that was so (monotonic): the parent of processes may be late to tell."""
+    announce: Callable[[str, dict[str, Any]], None] = lambda name, details: None
+    """Calls the receivers of one of our signals, elsewhere: they may take their time."""
     foreign: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
     """Around the project's own code, which may take its time."""
 
@@ -172,10 +175,17 @@ class Timekeeper:
         for worker in [worker for worker in strays if self._strays[worker] < told_at]:
             death = Death("its claim came after its death", running=frozenset())
             if rescued := self.engine.rescue(self.node.id, worker, death):
-                self.ledger.add(rescued_counts(rescued))
+                self.note_rescue(rescued, worker, death.reason)
                 logger.warning(
                     "gave back %d tasks of dead worker %s", len(rescued.released), worker
                 )
+
+    def note_rescue(self, rescued: Rescued, whose: str, reason: str) -> None:
+        """Counts it and tells of it."""
+        self.ledger.add(rescued_counts(rescued))
+        if is_wanted("task_rescued"):
+            for details in rescued_details(rescued, whose, reason):
+                self.hooks.announce("task_rescued", details)
 
     def trust_others(self) -> None:
         """We could not renew in time, so others cannot have either: they get time to do it.
@@ -199,7 +209,7 @@ class Timekeeper:
             )
             rescued = self.engine.rescue(node_id, None, Death(reason))
             self.engine.end_lease(node_id)
-            self.ledger.add(rescued_counts(rescued))
+            self.note_rescue(rescued, name, reason)
             if rescued:
                 self.hooks.work(len(rescued.retried) + len(rescued.released))
                 logger.warning(

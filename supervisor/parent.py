@@ -244,6 +244,8 @@ class Supervisor:
                 self.recycle_one()  # its predecessor's place is filled: the next one may go
             case "work":
                 self.wake_workers(int(message["count"]))
+            case "announce":
+                self.errands.announce(str(message["signal"]), **message["details"])
             case "counted":
                 self.relay.receive(message)
             case "watch":
@@ -336,6 +338,13 @@ class Supervisor:
                 f", while it ran {view.task_path}" if view is not None and view.running else "",
                 extra={"worker_id": child.identity},
             )
+            self.errands.announce(
+                "worker_stopped",
+                worker_id=child.identity,
+                node=self.node.name,
+                crashed=True,
+                reason=reason,
+            )
         death = Death(reason=reason, running=running, counted=child.counted)
         done = child.hand.unwritten(again=True) if child.hand is not None else ()
         self.errands.add(Rescue(child.node, child.identity, death, done))
@@ -360,6 +369,7 @@ class Supervisor:
         self.vigil.look(now)
         self.outage.look(now)
         self.relay.pass_on()
+        self.reporter.look_for_trouble()
         self.check_ready()
         self.recycle_one()
         if self.phase is Phase.RUNNING and not any(

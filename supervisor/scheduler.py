@@ -75,6 +75,7 @@ class SchedulerChild:
             cleanup=lambda: self.tell("cleanup"),
             workers=lambda: list(self.workers.values()),
             told_at=lambda: self.told_at,
+            announce=lambda name, details: self.tell("announce", signal=name, details=details),
             foreign=self.foreign,
         )
         self.keeper = Timekeeper(

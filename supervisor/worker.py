@@ -12,6 +12,7 @@ import time
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from dbtasks import signals
 from dbtasks.consumer import Consumer
 from dbtasks.engines import Claimant, Claimed
 from dbtasks.engines.network import CONNECTION_PATIENCE
@@ -292,8 +293,11 @@ def run_worker(
 
     board.tick(State.WAITING)
     if consumer.patiently(connect):
+        about = {"worker_id": who.worker, "node": lease.node.name}
+        signals.send("worker_started", backend, **about)
         channel.send("ready")
         consumer.run()
         control.hand_on_counts()
+        signals.send("worker_stopped", backend, crashed=False, reason="", **about)
     backend.engine.close()
     return EXIT_OK
