@@ -106,8 +106,7 @@ class SchedulerChild:
             self.sleep(seconds)
         if self.channel.closed:
             self.outlive_parent()
-        with contextlib.suppress(DatabaseError):
-            self.engine.end_lease(self.node.id)
+        self.keeper.lease.end(self.engine)
         self.engine.close()
         return EXIT_OK
 
