@@ -197,7 +197,7 @@ class Runner:
         with contextlib.suppress(DatabaseError):
             shut_down = Death("its runner was shut down", counted=False)
             self.engine.rescue(self.node.id, None, shut_down)
-            self.engine.end_lease(self.node.id)
+            self.lease.end(self.engine)
 
     def wait_for(self, result: TaskResult, timeout: float | None = None) -> bool:
         """Blocks until `result` is finished and refreshes it; False after `timeout` seconds."""
@@ -224,10 +224,9 @@ class Runner:
             self.stop()
             for thread in self._threads:
                 thread.join()
+            self.lease.end(self.engine)
             with contextlib.suppress(DatabaseError):
                 self.keeper.ledger.write()
-            with contextlib.suppress(DatabaseError):
-                self.engine.end_lease(self.node.id)
             connections.close_all()
             self._waker.close()
             wakened.close()

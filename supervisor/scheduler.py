@@ -108,10 +108,9 @@ class SchedulerChild:
             self.sleep(seconds)
         if self.channel.closed:
             self.outlive_parent()
+        self.keeper.lease.end(self.engine)
         with contextlib.suppress(DatabaseError):
             self.keeper.ledger.write()
-        with contextlib.suppress(DatabaseError):
-            self.engine.end_lease(self.node.id)
         self.engine.close()
         return EXIT_OK
 
