@@ -15,6 +15,7 @@ from typing import Any
 
 from django.db import OperationalError, ProgrammingError
 
+from ..models import PATH_MAX_LENGTH, QUEUE_MAX_LENGTH
 from ..queues import QueueSelection
 from .base import Claimant, Claimed, Outcome, Watcher
 from .connection import plain_transaction
@@ -33,8 +34,8 @@ WHERE id IN (
     ORDER BY precedence, id LIMIT %s
 )
 RETURNING id, attempt, task_path, args, kwargs, queue, priority, CAST(run_after AS TEXT),
-    CAST(enqueued_at AS TEXT), CAST(started_at AS TEXT), last_attempted_at, worker_ids, errors,
-    failures, policy, periodic"""
+    CAST(enqueued_at AS TEXT), CAST(started_at AS TEXT), CAST(last_attempted_at AS TEXT),
+    worker_ids, errors, failures, policy, periodic"""
 
 # As portable.FINISH, of many rows: parameters that are bound one by one cost more than the update.
 FINISH_MANY = """
@@ -66,6 +67,7 @@ TEXTS = itemgetter(
         ("task_path", "args", "kwargs", "queue", "worker_ids", "errors", "policy_text", "periodic"),
     )
 )
+PATH, QUEUE = map(Claimed._fields.index, ("task_path", "queue"))
 NUMBERS = itemgetter(*map(Claimed._fields.index, ("priority", "failures")))
 
 POLL = 0.02  # seconds between two questions while there are answers, or where nothing tells us
@@ -143,6 +145,8 @@ class SQLiteEngine(ByQueueEngine):
             return f"its id {row[0]!r:.100} is no UUID as Django stores it"
         if set(map(type, TEXTS(row))) != {str}:
             return "a column of text has something else"
+        if len(row[PATH]) > PATH_MAX_LENGTH or len(row[QUEUE]) > QUEUE_MAX_LENGTH:
+            return "its path or its queue is longer than the column"
         if set(map(type, NUMBERS(row))) != {int}:
             return "a column of numbers has something else"
         return None
