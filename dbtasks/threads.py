@@ -59,6 +59,7 @@ class ThreadControl:
 
     def began(self, claimed: Claimed) -> None:
         self.began_at = time.monotonic()
+        self.limit.attempt = (claimed.id, claimed.attempt)
         self.waiting, self.running = False, True
         self.runner.worker_begins(self)
 
