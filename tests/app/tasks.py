@@ -168,7 +168,7 @@ def stubborn(started):
 
 @task(max_attempts=5)
 def tidy_when_cancelled(started, tidied):
-    """Makes the file `started`, waits for ever, and makes the file `tidied` when it is cancelled."""
+    """Makes the file `started`, then waits for ever; makes the file `tidied` when cancelled."""
     open(started, "w").close()
     try:
         while True:
@@ -176,3 +176,14 @@ def tidy_when_cancelled(started, tidied):
     except TaskCancelled:
         open(tidied, "w").close()
         raise
+
+
+@task
+def finish_when_cancelled(started, gate):
+    """Makes the file `started`, waits for ever, and returns when it is cancelled."""
+    open(started, "w").close()
+    try:
+        while not os.path.exists(gate):
+            time.sleep(0.01)
+    except TaskCancelled:
+        return "done all the same"
