@@ -22,7 +22,7 @@ HELP = "Enqueues a task by its dotted path; arguments are JSON."
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", help="the task's dotted path: myproject.tasks.add")
-    parser.add_argument("args", nargs="*", metavar="JSON", help="its positional arguments")
+    parser.add_argument("arguments", nargs="*", metavar="JSON", help="its positional arguments")
     parser.add_argument(
         "-k",
         "--keyword",
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, out: Output) -> int:
     backend = database_backend(options.backend)
     task = the_task(options.path)
-    args = [parsed(f"argument {at}", text) for at, text in enumerate(options.args, 1)]
+    args = [parsed(f"argument {at}", text) for at, text in enumerate(options.arguments, 1)]
     kwargs = dict(map(keyword, options.keyword))
     check_arguments(task, args, kwargs)
     changes: dict[str, Any] = {"backend": backend.alias}
