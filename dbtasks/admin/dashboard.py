@@ -15,7 +15,7 @@ from ..engines.looks import CAP
 from . import charts
 from .choice import chosen
 from .pages import Pages
-from .picture import FAILURES_WINDOW, Picture, take
+from .picture import FAILING, FAILURES_WINDOW, Picture, take
 from .words import duration, number, plural
 
 if TYPE_CHECKING:
@@ -89,25 +89,23 @@ def headline(picture: Picture) -> str:
         workers = sum(len(line.workers) for line in picture.nodes)
         busy = "Nothing waits" if not picture.ready else f"{plural(picture.ready, 'task')} ready"
         return f"All is well. {busy}; {plural(living, 'node')}, {plural(workers, 'worker')}."
-    worst = next(
-        (trouble for trouble in picture.troubles if trouble.severity == "error"),
-        picture.troubles[0],
-    )
+    worst = picture.troubles[0]
     text = f"{worst.what[:1].upper()}{worst.what[1:]}."
     more = len(picture.troubles) - 1
-    return f"{text} And {plural(more, 'more trouble')}." if more else text
+    return f"{text} And {number(more)} more:" if more else text
 
 
 def cards(picture: Picture, backend: DatabaseBackend) -> list[dict[str, Any]]:
     """The figures at the top: (value, name, state of the list behind it, whether it alarms)."""
     load, hour = picture.load, picture.hour
     waits = picture.waits
+    failing = any(trouble.code == FAILING for trouble in picture.troubles)
     ready = f"{picture.ready:,}+" if picture.ready_capped else number(picture.ready)
     cards = [
         card(ready, "ready", "ready"),
         card(number(load.running, CAP), "running", "running"),
         card(number(load.deferred, CAP), "deferred", "deferred"),
-        card(number(hour.failed), "failed in the last hour", "failed", hour.failed > 0),
+        card(number(hour.failed), "failed in the last hour", "failed", failing),
         card(duration(waits), "oldest ready task waits", "ready", (waits or 0) > LONG_WAIT),
         card(number(hour.finished), "finished in the last hour", "successful"),
         card(duration(hour.p(0.5)), "median run time", ""),

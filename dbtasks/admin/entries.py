@@ -29,7 +29,9 @@ class EntryLine:
 
 
 def entry_lines(backend: str, now: datetime.datetime) -> list[EntryLine]:
-    return [line_of(entry, now) for entry in periodic.entries(backend)]
+    return [
+        line_of(entry, now) for entry in getattr(periodic, "entries", lambda backend: [])(backend)
+    ]
 
 
 def line_of(entry: Any, now: datetime.datetime) -> EntryLine:

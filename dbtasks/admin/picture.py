@@ -22,7 +22,10 @@ from .lines import short_path
 FAILURES_WINDOW = 20_000  # rows of the history that each refresh looks at
 GROUPS_SHOWN = 20
 WORKERS_SHOWN = 300
-FAILING_SHARE, FAILING_LEAST = 0.1, 5  # of an hour's tasks: then the headline says so
+# So many of the tasks that finished lately, and at least so many: then the headline says so.
+FAILING_SHARE, FAILING_BADLY, FAILING_LEAST = 0.1, 0.5, 5
+FAILING = "failing"
+LATELY = datetime.timedelta(minutes=10)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +107,10 @@ def take(backend: DatabaseBackend) -> Picture:
         groups_reach=found.reached,
         hour=hour,
         samples=samples_of(minutes, load.now),
-        troubles=[*seen, *failing(hour, groups)],
+        troubles=sorted(
+            [*failing(lately(minutes, load.now), groups), *seen],
+            key=lambda trouble: trouble.severity != "error",
+        ),
     )
 
 
@@ -197,9 +203,13 @@ def situation(
     )
 
 
-def failing(hour: statistics.Counted, groups: Sequence[Group]) -> list[troubles.Trouble]:
-    """Where a notable share of the last hour's tasks failed."""
-    if hour.failed < FAILING_LEAST or hour.failed < FAILING_SHARE * hour.finished:
+def lately(minutes: Sequence[statistics.Minute], now: datetime.datetime) -> statistics.Counted:
+    return statistics.combined(minute for minute in minutes if minute.at > now - LATELY)
+
+
+def failing(recent: statistics.Counted, groups: Sequence[Group]) -> list[troubles.Trouble]:
+    """Where a notable share of the tasks that finished lately failed."""
+    if recent.failed < max(FAILING_LEAST, FAILING_SHARE * recent.finished):
         return []
     most = ""
     if groups:
@@ -207,9 +217,9 @@ def failing(hour: statistics.Counted, groups: Sequence[Group]) -> list[troubles.
         most = f", most of them {groups[0].name} with {exception}"
     return [
         troubles.Trouble(
-            "failing",
-            "error" if hour.failed >= hour.finished / 2 else "warning",
-            f"{hour.failed:,} of {hour.finished:,} tasks failed in the last hour{most}",
+            FAILING,
+            "error" if recent.failed >= FAILING_BADLY * recent.finished else "warning",
+            f"{recent.failed:,} of {recent.finished:,} tasks failed in the last 10 minutes{most}",
             "see the failed tasks below; retry them when the cause is mended",
         )
     ]

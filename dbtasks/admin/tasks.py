@@ -85,7 +85,7 @@ class ScheduledTaskAdmin(ReadOnlyAdmin):
             "opts": self.opts,
             "pages": pages,
             "backends": pages.choices("scheduledtask_changelist"),
-            "operations": allowed_operations(request),
+            "operations": allowed_operations(request, asked_for(request.GET.dict())["state"]),
             **list_of(request, backend, pages),
             **(extra_context or {}),
         }

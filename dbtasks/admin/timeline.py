@@ -37,7 +37,8 @@ def timeline_of(row: ScheduledTask, now: datetime.datetime) -> list[Event]:
         ("Deleted by retention", row.delete_after),
     ]
     known = [(what, moment) for what, moment in moments if moment is not None]
-    known.sort(key=lambda pair: aware(pair[1]))
+    # To the millisecond, as SQLite's clock has it: what is equal then stays in its logical order.
+    known.sort(key=lambda pair: int(aware(pair[1]).timestamp() * 1000))
     events: list[Event] = []
     for what, moment in known:
         gap = "" if not events else duration(distance(moment, events[-1].at))

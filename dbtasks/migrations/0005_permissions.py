@@ -4,7 +4,7 @@ from django.db import migrations
 
 
 class Migration(migrations.Migration):
-    dependencies = [("dbtasks", "0001_initial")]
+    dependencies = [("dbtasks", "0003_operations")]
 
     operations = [
         migrations.AlterModelOptions(
