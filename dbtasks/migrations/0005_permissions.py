@@ -4,7 +4,7 @@ from django.db import migrations
 
 
 class Migration(migrations.Migration):
-    dependencies = [("dbtasks", "0003_operations")]
+    dependencies = [("dbtasks", "0004_statistics")]
 
     operations = [
         migrations.AlterModelOptions(

@@ -68,7 +68,7 @@ def quoted(value: object) -> str:
     """A primary key for an address of the admin."""
     from django.contrib.admin.utils import quote
 
-    return str(quote(value))
+    return str(quote(str(value)))
 
 
 @register.filter
