@@ -135,8 +135,8 @@ class Suspect(HTMLParser):
         self._inside = ""
 
 
-def assert_escaped(response: Any, where: str, text: str | None = None) -> None:
+def assert_escaped(response: Any, where: str, text: str = "") -> None:
     """Nothing in the page is code, whatever its rows say."""
     suspect = Suspect()
-    suspect.feed(response.content.decode() if text is None else text)
+    suspect.feed(text or response.content.decode())
     assert suspect.found == [], where

@@ -9,6 +9,8 @@ from typing import Any
 from .. import periodic
 from .words import distance, duration
 
+ENTRIES: Any = periodic  # what it can do loads when it is asked for
+
 
 @dataclasses.dataclass(frozen=True)
 class EntryLine:
@@ -29,9 +31,9 @@ class EntryLine:
 
 
 def entry_lines(backend: str, now: datetime.datetime) -> list[EntryLine]:
-    return [
-        line_of(entry, now) for entry in getattr(periodic, "entries", lambda backend: [])(backend)
-    ]
+    if not hasattr(ENTRIES, "entries"):
+        return []
+    return [line_of(entry, now) for entry in ENTRIES.entries(backend)]
 
 
 def line_of(entry: Any, now: datetime.datetime) -> EntryLine:

@@ -12,8 +12,9 @@ from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 
-from .. import operations, periodic
+from .. import operations
 from .choice import chosen
+from .entries import ENTRIES
 from .operate import log_entries
 from .pages import Pages
 
@@ -28,7 +29,7 @@ SWITCHES = {
     "pause": ("Pause", "No node starts its tasks until somebody resumes it. What runs goes on."),
     "resume": ("Resume", "Its tasks start again, in the order in which they waited."),
 }
-ENTRIES = {
+ENTRY_SWITCHES = {
     "pause": ("Pause", "pause_periodictask", "Nothing is enqueued for it until it is resumed."),
     "resume": ("Resume", "pause_periodictask", "It goes on from now; nothing is made up for."),
     "run": ("Run now", "run_periodictask", "Its task is enqueued once, now. Its schedule stays."),
@@ -82,9 +83,9 @@ def switch(admin: ScheduledTaskAdmin, request: HttpRequest, name: str) -> HttpRe
 
 def entry(admin: ScheduledTaskAdmin, request: HttpRequest, name: str) -> HttpResponse:
     """Runs, pauses or resumes a periodic entry, after asking."""
-    if name not in ENTRIES:
+    if name not in ENTRY_SWITCHES:
         raise Http404("There is no such operation.")
-    label, permission, question = ENTRIES[name]
+    label, permission, question = ENTRY_SWITCHES[name]
     user: Any = request.user
     if not (admin.has_view_permission(request) and user.has_perm(f"dbtasks.{permission}")):
         raise PermissionDenied
@@ -96,10 +97,10 @@ def entry(admin: ScheduledTaskAdmin, request: HttpRequest, name: str) -> HttpRes
 
     def act() -> None:
         if name == "run":
-            result = periodic.run_now(target, backend=backend.alias)
+            result = ENTRIES.run_now(target, backend=backend.alias)
             messages.success(request, f"Periodic entry {target} is enqueued as {result.id}.")
         else:
-            change = periodic.pause if name == "pause" else periodic.resume
+            change = ENTRIES.pause if name == "pause" else ENTRIES.resume
             change(target, backend=backend.alias)
             messages.success(request, f"Periodic entry {target} is {label.lower()}d.")
         log_entries(request, [(None, f"periodic entry {target}")], f"{label}.", CHANGE)
