@@ -67,9 +67,10 @@ test-django60: .venv60/stamp  ## The suite on SQLite with Django 6.0
 test-dist: env  ## What is in wheel and sdist, and the wheel in an empty environment
 	@$(PY) -m pytest -q tests/dist/distribution.py $(ARGS)
 
+# Without a wheel for this Python pip takes the latest hypothesis that needs none.
 .venvt/stamp: pyproject.toml
 	@$(find_python); echo "Installing into .venvt with $$found"; "$$found" -m venv --clear .venvt
-	@.venvt/bin/python $(PIP_INSTALL) --editable . pytest hypothesis PyYAML
+	@.venvt/bin/python $(PIP_INSTALL) --editable . --only-binary hypothesis pytest hypothesis PyYAML
 	@touch $@
 
 .PHONY: test-free-threaded

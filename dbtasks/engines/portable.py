@@ -89,14 +89,17 @@ SET status = 'FAILED', finished_at = {now}, errors = %s, worker_ids = '[]', read
 WHERE id = %s"""
 ROW_IS_BAD = "dbtasks.exceptions.BadRow"
 
-# Two index probes, for times that Python has; promote_due finds all. For MariaDB `> ''` is a probe;
-# IS NOT NULL would be a scan of all such rows.
+# Two index probes (of times that Python has; promote_due finds all), and two tables with few rows
+# at most: a new pause has a higher id than all before it, so their number and sum tell any change.
+# For MariaDB `> ''` is one probe; IS NOT NULL would be a scan of all such rows.
 GLANCE = """
 SELECT {now},
     (SELECT MIN(due_at) FROM dbtasks_scheduledtask
      WHERE backend = %s AND due_at > '1000-01-01' AND due_at < '9999-12-01'),
     (SELECT MIN(ready_queue) FROM dbtasks_scheduledtask
-     WHERE backend = %s AND ready_queue > '')"""
+     WHERE backend = %s AND ready_queue > ''),
+    (SELECT SUM(id + 1000000000) FROM dbtasks_pause WHERE backend = %s),
+    (SELECT COUNT(*) FROM dbtasks_cancellation WHERE backend = %s)"""
 
 
 class Head(NamedTuple):
@@ -216,15 +219,16 @@ class PortableEngine(Operations, Overview, Statistics, Upkeep):
         )
 
     def glance(self) -> Glance:
-        ((now, due, ready),) = self.rows(GLANCE, (self.backend, self.backend))
-        if due is None:
-            return Glance(ready is not None, None)
+        ((now, due, ready, pauses, cancels),) = self.rows(GLANCE, (self.backend,) * 4)
+        due_in = None if due is None else self.seconds_between(now, due)
+        return Glance(ready is not None, due_in, int(pauses or 0), int(cancels))
+
+    def seconds_between(self, now: Any, due: Any) -> float:
         connection = self.connection
         try:
-            wait = utc_value(due, connection) - utc_value(now, connection)
+            return (utc_value(due, connection) - utc_value(now, connection)).total_seconds()
         except (ValueError, TypeError):
-            return Glance(ready is not None, UNREADABLE_DUE)
-        return Glance(ready is not None, wait.total_seconds())
+            return UNREADABLE_DUE
 
     def ready_count(self, queues: QueueSelection, limit: int) -> int:
         names = [queues.only] if queues.only else [head.queue for head in self.heads(queues)]
