@@ -13,8 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-STEPS = 400_000
-TASKS = 60
+STEPS = 2_000_000
+TASKS = 30
 
 
 def main(count: int) -> int:
@@ -43,12 +43,17 @@ def measure(count: int) -> None:
     print(f"{sys.version.split(' (')[0]}, {cores} cores, {count} tasks of {STEPS} steps")
     alone = 0.0
     for workers in sorted({1, 2, cores}):
-        rate = count / seconds_for(count, workers)
+        seconds, processor = cost_of(count, workers)
+        rate = count / seconds
         alone = alone or rate
-        print(f"{workers} threads: {rate:6.1f} tasks/s, {rate / alone:.2f} times as many")
+        print(
+            f"{workers} threads: {rate:5.1f} tasks/s, {rate / alone:.2f} times as many; "
+            f"{processor / seconds:.2f} cores busy, {processor / count:.3f} s of one per task"
+        )
 
 
-def seconds_for(count: int, workers: int) -> float:
+def cost_of(count: int, workers: int) -> tuple[float, float]:
+    """Seconds by the clock and of the processor: the latter tells also where others use it."""
     from django.tasks import default_task_backend
 
     from dbtasks.runner import Runner
@@ -57,9 +62,9 @@ def seconds_for(count: int, workers: int) -> float:
 
     default_task_backend.enqueue_all([(task, [STEPS], {}) for _ in range(count)])  # type: ignore[attr-defined]
     runner = Runner(workers=workers, worker_id="bench", init_periodic=False, burst=True)
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time()
     runner.run()
-    return time.perf_counter() - started
+    return time.perf_counter() - started, time.process_time() - used
 
 
 if __name__ == "__main__":
