@@ -24,6 +24,7 @@ from .application import Application
 from .channel import Message
 from .child import Child, Kind, Life, Slot, describe_end
 from .errands import Errands
+from .exporter import Exporter
 from .janitor import Rescue
 from .logs import reopen_logs, set_process_name
 from .newborn import EXIT_BOOT, EXIT_CRASHED
@@ -105,6 +106,7 @@ class Supervisor:
             application, self.nursery, self.notifier, pidfile, self.overruns, self.errands
         )
         self.relay = Relay(self.nursery)
+        self.exporter = Exporter(self.nursery, config.metrics_port)
         self.reporter = Reporter(self)
 
     # The loop
@@ -148,6 +150,8 @@ class Supervisor:
             self.looked_at = now
             self.look_after_children(now)
         self.fill_slots(now)
+        if self.phase < Phase.LEAVING:
+            self.exporter.look(now)
         self.errands.start(now, cleanup=self.phase is Phase.RUNNING)
         self.shut_down_further(now)
         self.reporter.report(now)
@@ -302,6 +306,8 @@ class Supervisor:
                 self.bury_worker(child, status)
             case Kind.JANITOR:
                 self.errands.bury(child, crashed)
+            case Kind.EXPORTER:
+                self.exporter.ended(child, crashed and self.phase < Phase.LEAVING)
             case Kind.CHECKER:
                 self.reload.checked(status, self.phase is Phase.RUNNING)
             case Kind.SCHEDULER:
@@ -432,7 +438,7 @@ class Supervisor:
         for child in self.nursery:
             if child.kind in (Kind.WORKER, Kind.SCHEDULER, Kind.JANITOR):
                 child.drain()
-            else:
+            elif child.kind is not Kind.EXPORTER:  # which is asked until the end
                 child.kill()
 
     def interrupt(self) -> None:
@@ -482,6 +488,7 @@ class Supervisor:
         self.phase = Phase.LEAVING
         self.phase_ends = now + JANITOR_GRACE
         self.relay.pass_on()
+        self.exporter.dismiss()
         schedulers = self.nursery.of_kind(Kind.SCHEDULER)
         for child in schedulers:
             child.channel.send("leave")
