@@ -383,6 +383,7 @@ class Supervisor:
         self.vigil.look(now)
         self.outage.look(now)
         self.relay.pass_on()
+        self.relay.tell_rates(now)
         self.reporter.look_for_trouble()
         self.check_ready()
         self.recycle_one()
