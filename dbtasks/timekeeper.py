@@ -460,6 +460,9 @@ def keep_patient(
         # A first failure may be that of a connection which an earlier outage broke: try a new one.
         for once_more in (False,) if delay else (True, False):
             try:
+                if delay and keeper.engine.missing_tables():  # a migration is under way
+                    delay = min(delay * 2, 5.0)
+                    return delay
                 seconds = keeper.tick()
                 break
             except DatabaseError as error:
