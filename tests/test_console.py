@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
 import sys
 import uuid
 
@@ -210,6 +212,30 @@ def test_a_database_that_cannot_be_asked_is_no_traceback(engine, monkeypatch, er
     said = dbtasks("list")
     assert (said.code, said.out) == (1, "")
     assert told in said.err
+
+
+def started(*arguments: str, stdout: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "django", "dbtasks", *arguments]
+    return subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_real_pipe_that_nobody_reads_is_silent(engine):
+    put(engine, new_task())
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = started("list", stdout=writer)
+    os.close(writer)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+
+
+def test_a_full_disk_is_told_in_one_line(engine):
+    put(engine, new_task())
+    with open("/dev/full", "w") as full:
+        process = started("list", stdout=full.fileno())
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.count("\n")) == (1, 1)
+    assert "cannot write" in err
 
 
 # Output
