@@ -21,6 +21,7 @@ from django.tasks.base import TaskContext, TaskResult, TaskResultStatus
 from django.tasks.signals import task_started
 from django.utils.json import normalize_json
 
+from . import tracing
 from .engines import Claimed, Outcome
 from .exceptions import Discard, Retry, TaskCancelled, TaskInterrupted, TaskTimeout
 from .fields import as_utc, dump_json, explain_not_json, load_json
@@ -38,6 +39,7 @@ from .results import (
 if TYPE_CHECKING:
     from .backend import DatabaseBackend
 
+NO_SPAN = contextlib.nullcontext()
 MAX_TRACEBACK = 64 * 1024  # characters
 NEWER_CODE_DELAY = 5.0  # seconds between two tries of a task that only newer code knows
 NEWER_CODE_PATIENCE = 300.0  # seconds since its enqueue, after which it fails
@@ -96,10 +98,11 @@ def execute(
         given = args
         if task.takes_context:
             given = [TaskContext(task_result=result), *args]  # type: ignore[arg-type]
-        # A context of its own: no activated time zone or language outlives the task.
-        context = contextvars.copy_context()
-        with limit(claimed.policy.timeout):
-            raw = context.run(task.call, *given, **kwargs)
+        with tracing.span_of_run(claimed, worker) if tracing.is_active() else NO_SPAN:
+            # A context of its own: no activated time zone or language outlives the task.
+            context = contextvars.copy_context()
+            with limit(claimed.policy.timeout):
+                raw = context.run(task.call, *given, **kwargs)
         value = _return_value(task, raw)
     except BaseException as caught:
         error = caught
