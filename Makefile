@@ -70,7 +70,8 @@ test-dist: env  ## What is in wheel and sdist, and the wheel in an empty environ
 # Without a wheel for this Python pip takes the latest hypothesis that needs none.
 .venvt/stamp: pyproject.toml
 	@$(find_python); echo "Installing into .venvt with $$found"; "$$found" -m venv --clear .venvt
-	@.venvt/bin/python $(PIP_INSTALL) --editable . --only-binary hypothesis pytest hypothesis PyYAML
+	@.venvt/bin/python $(PIP_INSTALL) --editable . --only-binary hypothesis \
+		pytest hypothesis PyYAML prometheus-client opentelemetry-sdk
 	@touch $@
 
 .PHONY: test-free-threaded
