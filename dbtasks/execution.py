@@ -24,7 +24,7 @@ from django.utils.json import normalize_json
 from . import tracing
 from .engines import Claimed, Outcome
 from .exceptions import Discard, Retry, TaskCancelled, TaskInterrupted, TaskTimeout
-from .fields import as_utc, dump_json, explain_not_json
+from .fields import as_utc, dump_json, explain_not_json, load_json
 from .listeners import anybody_listens
 from .policy import Policy, class_path, seconds
 from .results import (
@@ -43,6 +43,7 @@ NO_SPAN = contextlib.nullcontext()
 MAX_TRACEBACK = 64 * 1024  # characters
 NEWER_CODE_DELAY = 5.0  # seconds between two tries of a task that only newer code knows
 NEWER_CODE_PATIENCE = 300.0  # seconds since its enqueue, after which it fails
+MOST_FAILURES = 2**31 - 2  # the column has room for one more
 
 _LEAD_IN = ("asgiref.", "asyncio.", "concurrent.futures.")  # between us and a coroutine
 
@@ -173,7 +174,7 @@ def _outcome(
         return _ended(claimed, worker, policy, "FAILED", error=error)
     if isinstance(error, Retry):
         return _again(claimed, worker, _asked_delay(error, policy, claimed))
-    failures = claimed.failures + 1
+    failures = min(claimed.failures, MOST_FAILURES) + 1
     if (
         failures < policy.max_attempts
         and not isinstance(error, Discard)
@@ -247,11 +248,15 @@ def _may_be_newer_code(backend: DatabaseBackend, claimed: Claimed) -> bool:
     from .backend import CODE_SINCE
 
     try:
-        code = json.loads(claimed.policy_text).get("code", 0)
+        code = load_json(claimed.policy_text).get("code", 0)
         enqueued_at = backend.engine.moment(claimed.enqueued_at)
-        age = time.time() - as_utc(enqueued_at).timestamp() if enqueued_at else 0.0
-        return bool(code > CODE_SINCE and age < NEWER_CODE_PATIENCE)
-    except (ValueError, TypeError, AttributeError):
+        if enqueued_at is None:
+            return False
+        now = time.time()
+        age = now - as_utc(enqueued_at).timestamp()
+        known = CODE_SINCE < code < now + NEWER_CODE_PATIENCE
+        return bool(known and abs(age) < NEWER_CODE_PATIENCE)
+    except (ValueError, TypeError, AttributeError, OverflowError):
         return False
 
 
