@@ -54,7 +54,10 @@ def configure_logging(log_format: LogFormat, verbosity: int, explicit: bool) -> 
     handler = StderrHandler()
     as_json = JSONFormatter() if log_format == "json" else None
     handler.setFormatter(as_json or TextFormatter(_wants_colour(sys.stderr)))
-    if logging.lastResort is not None:  # warnings of others that nobody else handles
+    if logging.lastResort is not None:
+        # Warnings of others that nobody else handles, Django's of failed tasks for one. Python's
+        # own handler would wait for a full pipe.
+        logging.lastResort = StderrHandler(logging.WARNING)
         logging.lastResort.setFormatter(as_json)
     logger.addHandler(handler)
     logger.setLevel({0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG))

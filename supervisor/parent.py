@@ -493,7 +493,8 @@ class Supervisor:
         if self.errands.pending:
             if now < self.rescue_ends:
                 return
-            logger.error("leaving without rescue: the lease's end will do it")
+            if self.errands.is_busy:
+                logger.error("leaving without rescue: the lease's end will do it")
         self.phase = Phase.LEAVING
         self.phase_ends = now + JANITOR_GRACE
         self.relay.pass_on()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -141,11 +142,14 @@ def test_one_wedged_worker_a_drain_and_a_stopped_supervisor(tmp_path: Path) -> N
     path, gate = tmp_path / "status", tmp_path / "gate"
     with Node("--status-file", str(path), workers=2) as running:
         wait_until(lambda: told(path)().get("workers_up") == 2, DEADLINE, "both are up")
-        os.kill(running.worker_pids()[0], signal.SIGSTOP)
+        wedged = running.worker_pids()[0]
+        os.kill(wedged, signal.SIGSTOP)
         wait_until(
             lambda: any(one["state"] for one in told(path)()["children"]), DEADLINE, "a report"
         )
         assert healthcheck(path)[0]
+        with contextlib.suppress(ProcessLookupError):  # it may have been replaced by now
+            os.kill(wedged, signal.SIGCONT)
         os.kill(running.pid, signal.SIGSTOP)
         wait_until(lambda: not healthcheck(path)[0], DEADLINE, "the supervisor is stopped")
         assert "stop" in healthcheck(path)[1]
