@@ -7,6 +7,7 @@ A worker knows how to wait, when to stop and how to interrupt a task; it hands t
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import random
 import time
@@ -301,14 +302,16 @@ class Consumer:
     def finish_one_by_one(self, error: DatabaseError) -> None:
         """The database refuses what a task returned: that fails this task and no other."""
         written = set()
-        for execution in self._unwritten:
+        for position, execution in enumerate(self._unwritten):
             tidy_up(self.engine)
             try:
                 written |= self.engine.finish([execution.outcome])
             except DatabaseError as refusal:
                 if self.is_away(refusal, [execution.outcome]):
                     raise
-                written |= self.engine.finish([not_stored(execution.outcome, refusal)])
+                failed = not_stored(execution.outcome, refusal)
+                written |= self.engine.finish([failed])
+                self._unwritten[position] = dataclasses.replace(execution, outcome=failed)
         self.settle(written)
 
     def is_away(self, error: DatabaseError, outcomes: Iterable[Outcome]) -> bool:

@@ -170,6 +170,16 @@ class QueueState(NamedTuple):
     since: datetime.datetime
 
 
+class LeaseState(NamedTuple):
+    """A registered node; `age` and `left` in seconds: since its last renewal, until its end."""
+
+    id: str
+    name: str
+    state: str
+    age: float
+    left: float
+
+
 class CancelRequest(NamedTuple):
     """A running task that is to end: which attempt of it, who runs it, and the grace in seconds."""
 
@@ -370,6 +380,9 @@ class Engine(Protocol):
         """Replaces what is known of the node's workers (fields of models.Worker)."""
 
     # Statistics
+    def leases(self) -> list[LeaseState]:
+        """The nodes of this backend; one query."""
+
     def add_counts(self, counts: Mapping[tuple[str, str], Sequence[int]]) -> None:
         """Adds to the current minute and to the totals: a number per column of tally.COLUMNS.
 

@@ -8,19 +8,19 @@ import abc
 import contextlib
 import datetime
 import itertools
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from django.db import IntegrityError
 
-from ..fields import dump_json, utc_value
+from ..fields import dump_json, load_json, utc_value
 from ..policy import policy_from_text
 from .base import Counts, Death, NewTask, NodeInfo, PeriodicState, Rescued, Survey
 from .connection import Connected
 
 RESCUE_BATCH = 500
 LONGEST = 1000 * 365 * 86400.0  # seconds; no database has the date that timedelta.max leads to
+MOST_CRASHES = 2**31 - 2  # the column has room for one more
 WORKER_DIED = "dbtasks.exceptions.WorkerDied"
 TASK_CANCELLED = "dbtasks.exceptions.TaskCancelled"
 
@@ -58,7 +58,7 @@ PROMOTE = """
 UPDATE dbtasks_scheduledtask SET ready_queue = queue, due_at = NULL WHERE id IN ({ids})"""
 
 EXPIRED_EXIST = """
-SELECT delete_after FROM dbtasks_scheduledtask
+SELECT 1 FROM dbtasks_scheduledtask
 WHERE backend = %s AND delete_after <= {now} ORDER BY delete_after LIMIT 1"""
 PRUNE_SELECT = """
 SELECT id FROM dbtasks_scheduledtask
@@ -168,12 +168,13 @@ class Upkeep(Connected, abc.ABC):
                 cancelled.append(id)
                 continue
             told = append_json(errors, worker_died(death.reason))
-            if crashes + 1 > policy.max_crashes:
+            times = one_more(crashes)
+            if times > policy.max_crashes:
                 retain = bounded(policy.retention(failed=True))
-                self.run(RESCUE_FAIL, (told, done, crashes + 1, retain, raw_id))
+                self.run(RESCUE_FAIL, (told, done, times, retain, raw_id))
                 failed.append(id)
             else:
-                self.run(RESCUE_RETRY, (told, done, crashes + 1, raw_id))
+                self.run(RESCUE_RETRY, (told, done, times, raw_id))
                 retried.append(id)
         return Rescued(
             tuple(released), tuple(retried), tuple(failed), tuple(cancelled), tuple(tasks)
@@ -299,6 +300,11 @@ def bounded(seconds: float | None) -> float | None:
     return None if seconds is None else min(float(seconds), LONGEST)
 
 
+def one_more(crashes: Any) -> int:
+    """The next number; what is none, or the highest, ends the row's luck."""
+    return min(crashes, MOST_CRASHES) + 1 if type(crashes) is int else MOST_CRASHES
+
+
 def worker_died(reason: str) -> dict[str, str]:
     """The entry of `errors` for an attempt whose worker died."""
     return {"exception_class_path": WORKER_DIED, "traceback": f"{WORKER_DIED}: {reason}\n"}
@@ -313,7 +319,7 @@ def was_cancelled(ran: bool) -> dict[str, str]:
 def append_json(text: str, value: Any) -> str:
     """The JSON list in `text` with one value more; what is no list starts a new one."""
     try:
-        items = json.loads(text)
+        items = load_json(text)
     except ValueError:
         items = []
     return dump_json([*items, value] if isinstance(items, list) else [value])
