@@ -56,7 +56,7 @@ def check_backend(backend: DatabaseBackend) -> Iterator[checks.CheckMessage]:
 
 def periodic_problem(backend: DatabaseBackend, entry: BoundPeriodic) -> str | None:
     """Why the entry cannot be enqueued, or None."""
-    from .timekeeper import periodic_task
+    from .periodic.calls import periodic_task
 
     try:
         task = periodic_task(backend, entry)

@@ -31,6 +31,7 @@ from tests.engines import (
 )
 
 TABLE = "dbtasks_scheduledtask"
+OTHER_TABLES = {"dbtasks_next_due"}  # indexes
 QUEUES = ["bulk", "default", "email", "email-bulk", "reports"]
 SINGLE = select_queues(["default"])
 SEVERAL = select_queues(["email*", "default"], ["email-bulk"])
@@ -101,7 +102,7 @@ def postgresql_steps(plan: dict[str, Any], sorts: bool = False) -> Iterator[Step
     sorts |= kind in ("Sort", "Incremental Sort")
     if kind == "Seq Scan" and plan["Relation Name"] == TABLE:
         yield Step(None, True, sorts, str(plan))
-    elif index is not None and "dbtasks_" in index:
+    elif index is not None and "dbtasks_" in index and index not in OTHER_TABLES:
         yield Step(index, "Index Cond" not in plan, sorts, str(plan))
     for child in plan.get("Plans", []):
         apart = child.get("Parent Relationship") in ("InitPlan", "SubPlan")
@@ -197,7 +198,7 @@ def test_a_release_of_all_reads_the_claimed_rows_only(engine):
     check(lambda: engine.release(Claimant("node-3", "worker-3")), "dbtasks_claimed")
 
 
-def test_a_glance_is_two_probes(engine):
+def test_a_glance_is_a_probe_for_each(engine):
     # MySQL answers with the ends of two indexes: "Select tables optimized away".
     away = connection.vendor == "mysql"
     check(engine.glance, *(() if away else ("dbtasks_claim", "dbtasks_due")))

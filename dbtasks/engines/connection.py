@@ -103,6 +103,7 @@ class Connected:
         try:
             self.rows("SELECT 1 FROM dbtasks_node LIMIT 1")
             self.rows("SELECT precedence, ready_queue FROM dbtasks_scheduledtask LIMIT 1")
+            self.rows("SELECT edition, next_due FROM dbtasks_periodictask LIMIT 1")
         except DatabaseError as error:
             if is_missing_table(error):
                 return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import datetime
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -74,12 +75,14 @@ SELECT COUNT(*) FROM (
     ORDER BY precedence LIMIT %s
 ) ready"""
 
-# Two index probes. For MariaDB `> ''` is one; IS NOT NULL would be a scan of all such rows.
+# Three index probes. For MariaDB `> ''` is one; IS NOT NULL would be a scan of all such rows.
 GLANCE = """
 SELECT {now},
     (SELECT MIN(due_at) FROM dbtasks_scheduledtask WHERE backend = %s AND due_at > '1000-01-01'),
     (SELECT MIN(ready_queue) FROM dbtasks_scheduledtask
-     WHERE backend = %s AND ready_queue > '')"""
+     WHERE backend = %s AND ready_queue > ''),
+    (SELECT MIN(next_due) FROM dbtasks_periodictask
+     WHERE backend = %s AND next_due > '1000-01-01')"""
 
 
 class Head(NamedTuple):
@@ -199,12 +202,16 @@ class PortableEngine(Upkeep):
         )
 
     def glance(self) -> Glance:
-        ((now, due, ready),) = self.rows(GLANCE, (self.backend, self.backend))
-        if due is None:
-            return Glance(ready is not None, None)
-        connection = self.connection
-        wait = utc_value(due, connection) - utc_value(now, connection)
-        return Glance(ready is not None, wait.total_seconds())
+        ((now, due, ready, periodic),) = self.rows(GLANCE, [self.backend] * 3)
+        now = utc_value(now, self.connection)
+        return Glance(
+            ready is not None, self.seconds_to(due, now), self.seconds_to(periodic, now), now
+        )
+
+    def seconds_to(self, moment: Any, now: datetime.datetime) -> float | None:
+        if moment is None:
+            return None
+        return (utc_value(moment, self.connection) - now).total_seconds()
 
     def ready_count(self, queues: QueueSelection, limit: int) -> int:
         names = [queues.only] if queues.only else [head.queue for head in self.heads(queues)]
