@@ -863,9 +863,9 @@ def test_entries_are_settled_together(engine):
         Settled(b.id, None, now, None),
         Settled(c.id, now + 2 * HOUR, None, None),
     ]
-    engine.settle_entries(first, "me")
-    engine.settle_entries([Settled(a.id, now + 2 * HOUR, None, None)], "you")
-    engine.settle_entries([], "nobody")
+    engine.move_entries(first, "me")
+    engine.move_entries([Settled(a.id, now + 2 * HOUR, None, None)], "you")
+    engine.move_entries([], "nobody")
     a, b, c = engine.periodic_entries()
     assert (a.next_due, a.last_due, a.last_task, a.last_node) == (now + 2 * HOUR, now, task, "me")
     assert (b.next_due, b.last_due, b.last_task, b.last_node) == (None, now, None, "")
@@ -921,7 +921,7 @@ def test_an_occurrence_vanishes_with_its_transaction(engine):
     row = engine.periodic_entry("nightly")
     with contextlib.suppress(Failure), engine.locked("periodic"):
         engine.enqueue_occurrences([NewOccurrence("nightly", row.next_due, new_task())], "a node")
-        engine.settle_entries([Settled(row.id, None, row.next_due, None)], "a node")
+        engine.move_entries([Settled(row.id, None, row.next_due, None)], "a node")
         raise Failure
     assert not Occurrence.objects.exists()
     assert not ScheduledTask.objects.exists()
@@ -1237,7 +1237,7 @@ def test_times_mean_the_same_under_every_setting(engine, use_tz, database_zone, 
         begin(engine, next_due=instant)
         row = engine.periodic_entry("nightly")
         assert row.next_due == instant
-        engine.settle_entries([Settled(row.id, instant + HOUR, instant, None)], "me")
+        engine.move_entries([Settled(row.id, instant + HOUR, instant, None)], "me")
         settled = engine.periodic_entry("nightly")
         assert (settled.next_due, settled.last_due) == (instant + HOUR, instant)
         assert enqueue(engine, instant, new_task())

@@ -8,6 +8,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
 from .base import (
+    CancelRequest,
     Claimant,
     Claimed,
     Counts,
@@ -17,6 +18,7 @@ from .base import (
     NewTask,
     NodeInfo,
     Outcome,
+    PauseRow,
     PeriodicRow,
     Rescued,
     Settled,
@@ -24,6 +26,7 @@ from .base import (
 )
 
 __all__ = [
+    "CancelRequest",
     "Claimant",
     "Claimed",
     "Counts",
@@ -33,6 +36,7 @@ __all__ = [
     "NewTask",
     "NodeInfo",
     "Outcome",
+    "PauseRow",
     "PeriodicRow",
     "Rescued",
     "Settled",

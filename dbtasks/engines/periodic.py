@@ -191,11 +191,11 @@ class PeriodicTables(Connected, abc.ABC):
         mine = (occurrence.task_id, occurrence.skipped)
         return any((self.hex(id), told) == mine for id, told in self.rows(OCCURRENCE, key))
 
-    def settle_entries(self, settled: Sequence[Settled], node_name: str) -> None:
+    def move_entries(self, settled: Sequence[Settled], node_name: str) -> None:
         for batch in itertools.batched(settled, BATCH):
-            self.settle_batch(batch, node_name)
+            self.move_batch(batch, node_name)
 
-    def settle_batch(self, settled: Sequence[Settled], node_name: str) -> None:
+    def move_batch(self, settled: Sequence[Settled], node_name: str) -> None:
         text = json.dumps([list(self.settled_values(each)) for each in settled])
         self.run(SETTLE, (node_name, text), settled=self.SETTLED)
 

@@ -126,7 +126,7 @@ class Planner:
                 next_due = entry.next_or_none(now) if entry else None
                 if next_due and row.next_due and next_due < row.next_due:
                     earlier.append(Settled(row.id, next_due, None, None))
-            self.engine.settle_entries(earlier, self.node.name)
+            self.engine.move_entries(earlier, self.node.name)
         return True
 
     # Before the lock
@@ -231,7 +231,7 @@ class Planner:
             wanted = self.without_overlaps(ready, still)
             new = self.engine.enqueue_occurrences(wanted, self.node.name)
             last = {each.name: each.task_id for each in new if not each.skipped}
-            self.engine.settle_entries(
+            self.engine.move_entries(
                 [settled(each, last.get(each.row.name)) for each in ready], self.node.name
             )
         self.tell(new)
