@@ -136,8 +136,9 @@ class BoundPeriodic:
         """
         following = self.next_or_none(next_due)
         if following is None or following > now:
-            missed = self.catch_up == "skip" and next_due < now - SKIP_TOLERANCE
-            return ([] if missed else [next_due]), following
+            reach = {"all": self.catch_up_window, "skip": SKIP_TOLERANCE}.get(self.catch_up)
+            is_missed = reach is not None and next_due <= now - reach
+            return ([] if is_missed else [next_due]), following
         if self.catch_up != "all":
             return self.due(next_due - MOMENT, now), self.next_or_none(now)
         start = max(next_due - MOMENT, now - self.catch_up_window)

@@ -90,6 +90,7 @@ class Planner:
         now, rows = self.engine.periodic_due()
         if now is None:
             return
+        self._clock = max(now, self._clock or now)
         prepared, left = self.prepare_all(rows, now)
         if prepared and not self.enqueue(prepared, now):
             self._not_before = time.monotonic() + LOCK_RETRY

@@ -23,7 +23,15 @@ from ..ids import dashed
 from ..models import NAME_MAX_LENGTH
 from ..options import bound_periodic
 from .calls import new_row, periodic_task
-from .definition import MAX_TEXT, BoundPeriodic, Periodic, ScheduleLike, schedule_text, zone_name
+from .definition import (
+    MAX_TEXT,
+    MOMENT,
+    BoundPeriodic,
+    Periodic,
+    ScheduleLike,
+    schedule_text,
+    zone_name,
+)
 from .stored import entry_of_row, row_of_entry
 
 if TYPE_CHECKING:
@@ -192,9 +200,16 @@ def run_now(name: str, *, backend: str = "default") -> TaskResult:
             return chosen.enqueue(task, args, kwargs)
         new = new_row(chosen, entry, task, args, kwargs)
         host = socket.gethostname()[:64]
-        engine.enqueue_occurrences([NewOccurrence(name, engine.now(), new)], host)
+        at = beside_due_times(engine.now())
+        while not engine.enqueue_occurrences([NewOccurrence(name, at, new)], host):
+            at += MOMENT
         engine.note_run(name, new.id, host)
         return chosen.get_result(new.id)
+
+
+def beside_due_times(now: datetime.datetime) -> datetime.datetime:
+    """Schedules are due at whole seconds: a run in between takes no due time's place."""
+    return now if now.microsecond else now + MOMENT
 
 
 @contextlib.contextmanager
