@@ -60,7 +60,7 @@ class Periodic:
     ) -> BoundPeriodic:
         """This entry for one task, checked. Raises ScheduleError or ValueError."""
         name = self.name or task_path
-        zone = _zone(self.timezone) or default_zone
+        zone = zone_of(self.timezone or None) or default_zone
         catch_up = self.catch_up or default_catch_up
         if catch_up not in CATCH_UP:
             raise ValueError(f"catch_up must be one of {', '.join(CATCH_UP)}, not {catch_up!r}")
@@ -284,7 +284,7 @@ def as_periodics(value: object) -> list[Periodic]:
     )
 
 
-def _zone(value: str | datetime.tzinfo | None) -> datetime.tzinfo | None:
+def zone_of(value: str | datetime.tzinfo | None) -> datetime.tzinfo | None:
     if value is None or isinstance(value, datetime.tzinfo):
         return value
     try:
