@@ -26,6 +26,7 @@ from tests.waiting import wait_until
 NOOP = "tests.app.tasks.noop"
 BEGIN = datetime.datetime(2030, 1, 5, 7, 31, 17, tzinfo=datetime.UTC)
 END = BEGIN + datetime.timedelta(days=900)
+SECOND = datetime.timedelta(seconds=1)
 MINUTE, HOUR, DAY = (datetime.timedelta(minutes=n) for n in (1, 60, 1440))
 ZONES = ("UTC", "America/New_York", "Europe/London", "Australia/Lord_Howe", "Asia/Kathmandu")
 NAMES = [f"entry-{number}" for number in range(8)]
@@ -190,11 +191,22 @@ class World:
                 for each in self.model.values()
                 if (due := due_within(each.plan, self.clock.at, self.clock.at + 3 * DAY))
             ]
-            self.clock.set(min(soon, default=self.clock.at + HOUR))
+            due = min(soon, default=self.clock.at + HOUR)
+            if kind < 0.2:
+                self.foresee(due)
+            self.clock.set(due)
         elif kind < 0.95:
             self.clock.advance(self.chance.randint(1, 86_400) * datetime.timedelta(seconds=1))
         elif self.clock.at < END - 60 * DAY:
             self.clock.advance(self.chance.randint(1, 15) * DAY)
+
+    def foresee(self, due: datetime.datetime) -> None:
+        """Just before the due time the nodes prepare themselves."""
+        self.clock.set(max(self.clock.at, due - 0.5 * SECOND))
+        for planner, _ in self.nodes:
+            planner.wake_at(self.engine.glance())
+            planner.tick()
+        self.expect()
 
     def tick(self, crash: bool) -> None:
         """Some node's tick, which may crash; then another one finishes what is left."""
@@ -281,6 +293,7 @@ class World:
         self.crashing(planner.review, self.chance.randint(0, 40))
         wait_until(planner.review, 30)
         planner.deployment.review_at = math.inf
+        planner._crowded = True  # or it would not look ahead for so few
         planner.wake_at(self.engine.glance())
         return planner, version
 

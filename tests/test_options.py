@@ -44,6 +44,7 @@ def problems_of(options: object) -> list[Problem]:
         ("prefetch", "auto", None),
         ("prefetch", 8, 8),
         ("catch_up", "all", "all"),
+        ("catch_up_window", "2d", datetime.timedelta(days=2)),
         ("retry_for", ValueError, (ValueError,)),
         ("retry_for", ["builtins.OSError", KeyError], ("builtins.OSError", KeyError)),
     ],

@@ -240,14 +240,14 @@ class TestPause:
         periodic.schedule("report", NOOP, "1h")
         overdue("report")
         node = keeper()
-        planner = node.planner
-        assert planner is not None
-        planner.review()
+        ours = node.planner
+        assert ours is not None
+        ours.review()
         clock, rows = node.engine.periodic_due()
         assert clock is not None
-        prepared, _ = planner.prepare_all(rows, clock)
+        prepared, _ = ours.prepare_all(rows, clock)
         periodic.pause("report")
-        assert planner.enqueue(prepared, clock)
+        assert ours.enqueue(prepared, clock)
         assert enqueued() == 0
 
 

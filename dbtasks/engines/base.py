@@ -441,6 +441,9 @@ class Engine(Protocol):
     def periodic_due(self) -> tuple[datetime.datetime | None, list[PeriodicRow]]:
         """The entries that are due, the oldest first, and the clock; None if there are none."""
 
+    def periodic_soon(self, seconds: float) -> list[PeriodicRow]:
+        """The entries that will be due within so many seconds, the soonest first."""
+
     def periodic_still_due(self, now: datetime.datetime) -> dict[int, StillDue]:
         """What is due at `now`, by the entry's id; locked. Inside `locked`."""
 

@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import functools
 import hashlib
+import itertools
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -259,7 +260,7 @@ class MySQLEngine(Networked, ByQueueEngine):
         super().save_workers(node_id, workers)
 
     def move_batch(self, settled: Sequence[Settled], node_name: str) -> None:
-        values = [value for each in settled for value in self.settled_values(each)]
+        values = itertools.chain(*self.settled_values(settled))
         rows = " UNION ALL ".join([SETTLED_ROW] * len(settled))
         self.run(SETTLE, (*values, node_name), rows=rows)
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import abc
 import contextlib
 import datetime
+import functools
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from ..fields import dump_json, utc_value
@@ -30,6 +31,9 @@ ENTRY_LOCKED = ENTRY + "{lock}"
 DUE = f"""
 SELECT {{now}}, {COLUMNS} FROM dbtasks_periodictask
 WHERE backend = %s AND next_due > '1000-01-01' AND next_due <= {{now}} ORDER BY next_due, id"""
+SOON = f"""
+SELECT {COLUMNS} FROM dbtasks_periodictask
+WHERE backend = %s AND next_due > {{now}} AND next_due <= {{in_seconds}} ORDER BY next_due, id"""
 STILL_DUE = """
 SELECT id, edition, next_due, last_task FROM dbtasks_periodictask
 WHERE backend = %s AND next_due > '1000-01-01' AND next_due <= %s ORDER BY id{lock}"""
@@ -112,10 +116,13 @@ class PeriodicTables(Connected, abc.ABC):
         now = utc_value(found[0][0], self.connection)
         return now, self.entries_of(row[1:] for row in found)
 
+    def periodic_soon(self, seconds: float) -> list[PeriodicRow]:
+        return self.entries_of(self.rows(SOON, (self.backend, seconds)))
+
     def periodic_still_due(self, now: datetime.datetime) -> dict[int, StillDue]:
-        connection = self.connection
+        moment = self.remembering_moments()
         return {
-            id: StillDue(edition, utc_value(next_due, connection), last and self.hex(last))
+            id: StillDue(edition, moment(next_due), last and self.hex(last))
             for id, edition, next_due, last in self.rows(STILL_DUE, (self.backend, self.time(now)))
         }
 
@@ -126,8 +133,13 @@ class PeriodicTables(Connected, abc.ABC):
         connection = self.connection
         return (utc_value(next_due, connection) - utc_value(now, connection)).total_seconds()
 
-    def entries_of(self, rows: Iterable[Sequence[Any]]) -> list[PeriodicRow]:
+    def remembering_moments(self) -> Callable[[Any], datetime.datetime]:
+        """`utc_value` for many values, of which most are equal."""
         connection = self.connection
+        return functools.cache(lambda value: utc_value(value, connection))
+
+    def entries_of(self, rows: Iterable[Sequence[Any]]) -> list[PeriodicRow]:
+        moment = self.remembering_moments()
         entries = []
         for values in rows:
             row = PeriodicRow(*values)
@@ -135,10 +147,10 @@ class PeriodicTables(Connected, abc.ABC):
                 row._replace(
                     paused=bool(row.paused),
                     retired=bool(row.retired),
-                    since=utc_value(row.since, connection),
-                    deployed_at=utc_value(row.deployed_at, connection),
-                    next_due=row.next_due and utc_value(row.next_due, connection),
-                    last_due=row.last_due and utc_value(row.last_due, connection),
+                    since=moment(row.since),
+                    deployed_at=moment(row.deployed_at),
+                    next_due=row.next_due and moment(row.next_due),
+                    last_due=row.last_due and moment(row.last_due),
                     last_task=row.last_task and self.hex(row.last_task),
                 )
             )
@@ -176,8 +188,9 @@ class PeriodicTables(Connected, abc.ABC):
         self, occurrences: Sequence[NewOccurrence], node_name: str
     ) -> Sequence[NewOccurrence]:
         """Returns those that did not exist: each due time has one, whoever inserted it."""
+        time = functools.cache(self.time)
         values = [
-            (self.backend, each.name, self.time(each.due_at), each.task_id, node_name, each.skipped)
+            (self.backend, each.name, time(each.due_at), each.task_id, node_name, each.skipped)
             for each in occurrences
         ]
         rows = ", ".join([self.sql(OCCURRENCE_ROW)] * len(values))
@@ -196,15 +209,20 @@ class PeriodicTables(Connected, abc.ABC):
             self.move_batch(batch, node_name)
 
     def move_batch(self, settled: Sequence[Settled], node_name: str) -> None:
-        text = json.dumps([list(self.settled_values(each)) for each in settled])
+        text = json.dumps(self.settled_values(settled))
         self.run(SETTLE, (node_name, text), settled=self.SETTLED)
 
-    def settled_values(self, settled: Settled) -> Iterator[Any]:
-        yield settled.id
-        for moment in (settled.next_due, settled.last_due):
+    def settled_values(self, settled: Iterable[Settled]) -> list[tuple[Any, ...]]:
+        """With times as texts."""
+
+        @functools.cache
+        def text(moment: datetime.datetime | None) -> Any:
             value = self.time(moment)
-            yield value.isoformat() if isinstance(value, datetime.datetime) else value
-        yield settled.last_task
+            return value.isoformat() if isinstance(value, datetime.datetime) else value
+
+        return [
+            (each.id, text(each.next_due), text(each.last_due), each.last_task) for each in settled
+        ]
 
     def note_run(self, name: str, task_id: str, node_name: str) -> None:
         self.run(NOTE_RUN, (task_id, node_name, self.backend, name))

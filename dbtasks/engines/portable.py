@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import datetime
+import functools
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -114,6 +115,7 @@ class PortableEngine(Operations, Overview, Upkeep):
         self.run(INSERT + ", ".join([INSERT_ROW] * len(rows)), self.insert_parameters(rows))
 
     def insert_parameters(self, rows: Sequence[NewTask]) -> list[Any]:
+        time = functools.cache(self.time)  # rows that are inserted together share their times
         return [
             value
             for row in rows
@@ -125,12 +127,12 @@ class PortableEngine(Operations, Overview, Upkeep):
                 self.backend,
                 row.queue,
                 row.priority,
-                self.time(row.run_after),
-                self.time(row.enqueued_at),
+                time(row.run_after),
+                time(row.enqueued_at),
                 row.policy,
                 row.periodic,
                 row.queue if row.due_at is None else None,
-                self.time(row.due_at),
+                time(row.due_at),
             )
         ]
 

@@ -22,7 +22,7 @@ from ..engines.base import Glance, StillDue
 from ..execution import described
 from ..ids import dashed
 from .calls import new_row, periodic_task, stand_in
-from .definition import BoundPeriodic
+from .definition import SKIP_TOLERANCE, BoundPeriodic
 from .deployment import Deployment
 from .stored import entry_of_row
 
@@ -37,6 +37,9 @@ MOST, MOST_OF_ONE = 1000, 100  # occurrences in one tick, of all entries and of 
 # Seconds between two looks at entries that are due but only newer nodes can enqueue; after so many
 # seconds it is said that none could.
 ELSEWHERE_LOOK, ELSEWHERE = 1.0, 60.0
+# Where there are more than CROWD entries, those that are due together are prepared so many seconds
+# ahead: when their time comes, they are only written.
+CROWD, FORESIGHT = 50, 1.0
 SET_BACK = datetime.timedelta(seconds=1)  # a clock that goes back further was set
 UNFINISHED = ("READY", "RUNNING")
 
@@ -71,6 +74,9 @@ class Planner:
         self._told: set[tuple[str, str]] = set()
         self._not_before = float("-inf")  # monotonic
         self._clock: datetime.datetime | None = None
+        self._crowded = self._foresees = False
+        self._foreseen: dict[int, Prepared] = {}
+        self._foresaw: datetime.datetime | None = None
 
     def wake_at(self, glance: Glance) -> float:
         """When `tick` is to be called (monotonic)."""
@@ -78,7 +84,11 @@ class Planner:
             self._clock = glance.now
         at = self.deployment.review_at
         if glance.periodic_in is not None:
-            at = min(at, time.monotonic() + max(0.0, glance.periodic_in))
+            wait = max(0.0, glance.periodic_in)
+            self._foresees = self._crowded and not self.is_foreseen(glance)
+            if self._foresees:
+                wait = max(0.0, wait - FORESIGHT)
+            at = min(at, time.monotonic() + wait)
         return max(at, self._not_before)
 
     def tick(self) -> None:
@@ -89,7 +99,10 @@ class Planner:
             return
         now, rows = self.engine.periodic_due()
         if now is None:
+            if self._foresees:
+                self.foresee()
             return
+        self._crowded |= len(rows) > CROWD
         self._clock = max(now, self._clock or now)
         prepared, left = self.prepare_all(rows, now)
         if prepared and not self.enqueue(prepared, now):
@@ -106,8 +119,9 @@ class Planner:
         with self.engine.locked(PERIODIC_LOCK) as got:
             if got:
                 self.deployment.review()
+                rows = self.engine.periodic_entries()
+                self._crowded = len(rows) > CROWD
                 if self._clock is None:
-                    rows = self.engine.periodic_entries()
                     self._clock = max((row.last_due for row in rows if row.last_due), default=None)
         return got
 
@@ -130,6 +144,43 @@ class Planner:
             self.engine.move_entries(earlier, self.node.name)
         return True
 
+    # Before the due time
+
+    def is_foreseen(self, glance: Glance) -> bool:
+        """Whether what is due next was looked at."""
+        if self._foresaw is None or glance.periodic_in is None:
+            return False
+        ahead = (self._foresaw - glance.now).total_seconds()
+        return glance.periodic_in <= 0 or abs(ahead - glance.periodic_in) < 0.001
+
+    def foresee(self) -> None:
+        """Prepares what is due soon, but for arguments that are callables: those wait till then."""
+        self._foreseen, self._foresees = {}, False
+        rows = self.engine.periodic_soon(FORESIGHT + 0.1)
+        self._foresaw = rows[0].next_due if rows else None
+        for row in rows[:MOST]:
+            entry = self.entry_of(row)
+            if entry is None or entry.args_text is None or entry.kwargs_text is None:
+                continue
+            task, error = self.task_of(entry)
+            if error is None and row.next_due is not None:
+                occurrence = NewOccurrence(row.name, row.next_due, *self.call(entry, task, None))
+                following = entry.next_or_none(row.next_due)
+                self._foreseen[row.id] = Prepared(row, [occurrence], following)
+
+    def foreseen(self, row: PeriodicRow, now: datetime.datetime) -> Prepared | None:
+        """What was prepared for the row, if it is still right: the row as it was, and in time."""
+        found = self._foreseen.get(row.id)
+        if found is None or row.next_due is None:
+            return None
+        if (found.row.edition, found.row.next_due) != (row.edition, row.next_due):
+            return None
+        if now - row.next_due >= SKIP_TOLERANCE or (found.next_due and found.next_due <= now):
+            return None
+        (occurrence,) = found.occurrences
+        at_due = occurrence._replace(row=occurrence.row._replace(enqueued_at=now))
+        return found._replace(row=row, occurrences=[at_due])
+
     # Before the lock
 
     def prepare_all(
@@ -150,6 +201,8 @@ class Planner:
         return prepared, left
 
     def prepare(self, row: PeriodicRow, now: datetime.datetime) -> Prepared | None:
+        if foreseen := self.foreseen(row, now):
+            return foreseen
         entry = self.entry_of(row)
         if entry is None or row.next_due is None:
             return None
