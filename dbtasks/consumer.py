@@ -7,6 +7,7 @@ A worker knows how to wait, when to stop and how to interrupt a task; it hands t
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import random
 import time
@@ -18,7 +19,7 @@ from django.tasks.signals import task_finished
 from django.utils import timezone
 
 from .engines import Claimant, Claimed, Engine, Outcome
-from .exceptions import ResultNotStored
+from .exceptions import ResultNotStored, TaskCancelled
 from .execution import Execution, described, execute, interrupts
 from .fields import dump_json
 from .hand import Hand
@@ -28,6 +29,8 @@ from .lease import Lease
 from .pace import WORTH, Pace
 from .queues import QueueSelection
 from .results import json_list, update_result
+from .signals import send, task_retried
+from .tally import Tally
 
 if TYPE_CHECKING:
     from .backend import DatabaseBackend
@@ -38,6 +41,7 @@ T = TypeVar("T")
 LARGE = 1024 * 1024  # characters of an outcome that may be more than a database takes at once
 SEEN_WITHIN = 0.02  # seconds after its end in which the outcome of a task is written
 RETRY_FIRST, RETRY_MOST = 0.1, 5.0  # seconds between two tries to reach the database
+PARKING = 100  # rows to claim at once after those before were all of paused tasks
 # Seconds after a failed statement during which it may still take effect: the server can be slow to
 # notice that nobody waits for its answer.
 LATE_EFFECT = 120.0
@@ -71,6 +75,9 @@ class Control(Protocol):
     def settled(self) -> None:
         """The outcomes of all tasks that ended are written."""
 
+    def counting(self, tally: Tally) -> None:
+        """Here the consumer counts what it has run; hand it on from time to time, and at last."""
+
     def gave_back(self, count: int) -> None:
         """So many rows that we had claimed are ready again, for others."""
 
@@ -101,16 +108,23 @@ class Consumer:
         self.backend = backend
         self.engine: Engine = backend.engine
         self.who = who
-        self.queues = queues
+        self.served = queues
+        self.queues = queues  # without what is paused
+        self.paused_tasks: frozenset[str] = frozenset()
+        self.paused_queues: frozenset[str] = frozenset()
         self.control = control
         self.lease = lease
         self.hand = control.hand
         self.pace = Pace(backend.parsed.prefetch)
         self.processed = 0
+        self.tally = Tally()
+        control.counting(self.tally)
         self._unwritten: list[Execution] = []
         self._unwritten_since = 0.0
         self._hurry = False  # something unwritten may not wait
         self._outages = 0
+        self._pauses_seen: int | None = None
+        self._parked = False  # whether there may be more behind what the last claim gave
         self._strays_until: float | None = None
 
     def run(self) -> None:
@@ -123,6 +137,8 @@ class Consumer:
             if claimed:
                 waited = False
                 self.run_batch(claimed)
+            elif self._parked:
+                waited = False
             elif not waited:
                 waited = True  # look once more, now that a wake-up would be noticed
             elif claimed is not None:
@@ -153,7 +169,9 @@ class Consumer:
 
     def is_over(self) -> bool:
         """Whether the rows at hand are not to be started any more."""
-        return self.control.stopping() or (self.lease is not None and self.lease.is_lapsed)
+        if self.control.stopping():
+            return True
+        return self.lease is not None and (self.lease.is_lapsed or self.pauses_changed)
 
     def must_write_first(self, foreseen: float) -> bool:
         """Whether what is unwritten cannot wait until a task that takes so long is over."""
@@ -200,6 +218,8 @@ class Consumer:
             self.release_strays()
         if self.lease is not None and self.lease.is_doubtful:
             self.lease.renew(self.engine)
+        if self.pauses_changed:
+            self.heed_pauses()
         outcomes = [execution.outcome for execution in self._unwritten]
         try:
             written, claimed = self.engine.finish_and_claim(
@@ -211,11 +231,45 @@ class Consumer:
             self.finish_one_by_one(error)
             return []
         self.settle(written)
-        return claimed
+        if claimed and self.pauses_changed:  # a pause that was there before these rows
+            self.heed_pauses()
+        paused = self.paused_tasks or self.paused_queues
+        return self.put_aside(claimed) if paused else claimed
+
+    # Pauses
+
+    @property
+    def pauses_changed(self) -> bool:
+        return self.lease is not None and self.lease.pauses != self._pauses_seen
+
+    def heed_pauses(self) -> None:
+        """Asks what is paused, and claims nothing of that from now on."""
+        revision = self.lease.pauses if self.lease is not None else 0
+        pauses = self.engine.pauses()
+        self._pauses_seen, self._parked = revision, False
+        self.paused_queues = frozenset(row.name for row in pauses if row.kind == "queue")
+        self.paused_tasks = frozenset(row.name for row in pauses if row.kind == "task")
+        self.queues = self.served.without(self.paused_queues)
+
+    def put_aside(self, claimed: list[Claimed]) -> list[Claimed]:
+        """Parks the rows of paused tasks where no claim meets them again; returns the others."""
+        if stopped := [row for row in claimed if row.queue in self.paused_queues]:
+            self.engine.release(self.who, [(row.id, row.attempt) for row in stopped])
+            claimed = [row for row in claimed if row.queue not in self.paused_queues]
+        paused = [row for row in claimed if row.task_path in self.paused_tasks]
+        self._parked = bool(claimed) and len(paused) == len(claimed)
+        if not paused:
+            return claimed
+        rows = [(row.id, row.attempt, row.task_path) for row in paused]
+        if self.engine.park(self.who, rows) < len(rows):
+            # Their pause has just ended.
+            self.engine.release(self.who, [(row.id, row.attempt) for row in paused])
+            self._pauses_seen = None
+        return [row for row in claimed if row.task_path not in self.paused_tasks]
 
     def room(self) -> int:
         """How many rows to claim now."""
-        wanted = min(self.pace.limit, self.hand.room)
+        wanted = min(PARKING if self._parked else self.pace.limit, self.hand.room)
         allowed = self.control.allowance()
         return wanted if allowed is None else max(1, min(wanted, allowed))
 
@@ -248,14 +302,16 @@ class Consumer:
     def finish_one_by_one(self, error: DatabaseError) -> None:
         """The database refuses what a task returned: that fails this task and no other."""
         written = set()
-        for execution in self._unwritten:
+        for position, execution in enumerate(self._unwritten):
             tidy_up(self.engine)
             try:
                 written |= self.engine.finish([execution.outcome])
             except DatabaseError as refusal:
                 if self.is_away(refusal, [execution.outcome]):
                     raise
-                written |= self.engine.finish([not_stored(execution.outcome, refusal)])
+                failed = not_stored(execution.outcome, refusal)
+                written |= self.engine.finish([failed])
+                self._unwritten[position] = dataclasses.replace(execution, outcome=failed)
         self.settle(written)
 
     def is_away(self, error: DatabaseError, outcomes: Iterable[Outcome]) -> bool:
@@ -279,6 +335,7 @@ class Consumer:
         """Tells the world about outcomes that are in the database now."""
         for position, execution in enumerate(self._unwritten):
             if execution.outcome.id in written or self.hand.gave_away(position):
+                self.tally.count(execution)
                 self.announce(execution)
             else:
                 logger.warning(
@@ -297,9 +354,24 @@ class Consumer:
     def announce(self, execution: Execution) -> None:
         if execution.failed or logger.isEnabledFor(logging.DEBUG):
             log_outcome(execution, self.about(execution))
+        if not execution.finished and task_retried.receivers:
+            self.tell_of_retry(execution)
         if execution.result is not None and execution.finished and self.backend.parsed.signals:
             update_result(execution.result, finished_at=timezone.now())
             task_finished.send_robust(type(self.backend), task_result=execution.result)
+
+    def tell_of_retry(self, execution: Execution) -> None:
+        """Not of an attempt that does not count: it was interrupted, or is for newer code."""
+        if execution.outcome.worker_ids != execution.claimed.worker_ids:
+            about = self.about(execution)
+            del about["duration_ms"]
+            send(
+                "task_retried",
+                self.backend,
+                error=execution.error,
+                retry_in=execution.outcome.retry_in,
+                **about,
+            )
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -372,6 +444,10 @@ def log_outcome(execution: Execution, about: dict[str, Any]) -> None:
     if not execution.failed:
         logger.debug(
             "task %s done in %.1f ms", claimed.task_path, execution.seconds * 1000, extra=about
+        )
+    elif isinstance(execution.error, TaskCancelled):
+        logger.warning(
+            "task %s (%s) was cancelled", claimed.task_path, dashed(claimed.id), extra=about
         )
     elif outcome.retry_in is None:
         logger.error(

@@ -1,4 +1,6 @@
-"""When the node's lease was last renewed, in memory that its processes and threads share.
+"""What all processes and threads of a node must know at any time, in memory that they share.
+
+When its lease was last renewed, and whether what is paused has changed since they asked.
 
 A node whose lease has run out may have lost its tasks to another one, so what cannot be renewed
 for half of its time is not relied upon: no worker claims anything until it is renewed again.
@@ -6,14 +8,22 @@ for half of its time is not relied upon: no worker claims anything until it is r
 
 from __future__ import annotations
 
+import logging
 import mmap
 import struct
 import time
 
+from django.db import DatabaseError
+
 from .engines import Engine, NodeInfo
 
+logger = logging.getLogger("dbtasks")
+
+# Seconds: long enough for a lock of the moment; an outage is not waited for.
+FAREWELL_PATIENCE, BETWEEN_FAREWELLS = 1.0, 0.1
 _TIME = struct.Struct("=d")
-_RENEWED, _RESUMED = 0, _TIME.size  # where in the page
+_NUMBER = struct.Struct("=Q")
+_RENEWED, _RESUMED, _PAUSES = 0, _TIME.size, 2 * _TIME.size  # where in the page
 
 
 class Lease:
@@ -31,6 +41,19 @@ class Lease:
             _TIME.pack_into(self._page, _RESUMED, asked_at)
         _TIME.pack_into(self._page, _RENEWED, asked_at)
 
+    def end(self, engine: Engine) -> None:
+        """Removes the node, which holds no claims any more. What fails is left to its expiry."""
+        began = clock()
+        while True:
+            try:
+                return engine.end_lease(self.node.id)
+            except DatabaseError as error:
+                engine.close()
+                if clock() - began > FAREWELL_PATIENCE:
+                    told = "node %s stays registered until its lease expires: %s"
+                    return logger.warning(told, self.node.name, error)
+            time.sleep(BETWEEN_FAREWELLS)
+
     @property
     def is_doubtful(self) -> bool:
         """Whether it was never renewed, or not for half of its time."""
@@ -46,6 +69,16 @@ class Lease:
     def resumed_at(self) -> float:
         """When it was renewed, by whomever, after it had lapsed; 0.0 if it never did (clock())."""
         return self._read(_RESUMED)
+
+    @property
+    def pauses(self) -> int:
+        """Another number whenever what is paused has changed; what that is, the database says."""
+        (revision,) = _NUMBER.unpack_from(self._page, _PAUSES)
+        return int(revision)
+
+    @pauses.setter
+    def pauses(self, revision: int) -> None:
+        _NUMBER.pack_into(self._page, _PAUSES, revision)
 
     @property
     def _renewed_at(self) -> float:

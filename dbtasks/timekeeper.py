@@ -13,12 +13,14 @@ import time
 from collections.abc import Callable, Iterable, Set
 from typing import TYPE_CHECKING, Any
 
-from .engines import Death, NodeInfo
-from .engines.base import NOTIFY_INTERVAL
+from .engines import CancelRequest, Death, NodeInfo, Rescued
+from .engines.base import NOTIFY_INTERVAL, Glance
 from .lease import Lease
 from .periodic import BoundPeriodic
 from .periodic.planner import Planner
 from .queues import QueueSelection
+from .signals import is_wanted, rescued_details
+from .tally import Ledger, rescued_counts
 
 if TYPE_CHECKING:
     from .backend import DatabaseBackend
@@ -32,6 +34,8 @@ PROMOTE_BATCH = 1000
 OUTAGE_ECHO = 10.0  # seconds after an outage in which every living node has renewed its lease
 LONGEST_SLEEP = 60.0  # seconds
 EDIT_LOOK = 1.5  # seconds after which a change of the periodic entries is seen, told or not
+# Seconds within which a pause or a cancellation is noticed where no notification tells of it.
+ORDERS_LOOK = 2.0
 # Seconds between two looks for work where nothing tells us of a change and --delay is not given.
 DELAY_WITH_NOTIFICATIONS, DELAY_WITHOUT = 2.0, 0.1
 
@@ -46,8 +50,12 @@ class Hooks:
     """There are rows past their retention."""
     workers: Callable[[], list[dict[str, Any]]]
     """The node's workers as we know them, as fields of models.Worker."""
+    cancel: Callable[[CancelRequest], None] = lambda request: None
+    """A task that one of the node's workers runs is to end; told again until it has."""
     told_at: Callable[[], float] = time.monotonic
     """When that was so (monotonic): the parent of processes may be late to tell."""
+    announce: Callable[[str, dict[str, Any]], None] = lambda name, details: None
+    """Calls the receivers of one of our signals, elsewhere: they may take their time."""
     foreign: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
     """Around the project's own code, which may take its time."""
 
@@ -75,7 +83,8 @@ class Timekeeper:
         self.engine = backend.engine
         self.node = node
         self.lease = lease or Lease(node)
-        self.queues = queues
+        self.served = queues
+        self.queues = queues  # without what is paused
         self.hooks = hooks
         self.capacity = capacity
         self.watcher = self.engine.watcher()
@@ -87,11 +96,14 @@ class Timekeeper:
             self.delay = min(self.delay, EDIT_LOOK)
         self.retention = retention
         self.draining = False
+        self.ledger = Ledger(self.engine)
         self._strays: dict[str, float] = {}  # since when we have seen them, monotonic
         self._changed_at = self._judges_from = float("-inf")
         self._resumed_at = 0.0
         self._well = False
+        self._pauses_seen: int | None = None
         self._renew_at = self._look_at = self._promote_at = self._periodic_at = 0.0
+        self._orders_at = 0.0
 
     # The loop's two questions
 
@@ -100,8 +112,13 @@ class Timekeeper:
         self._well = False
         if time.monotonic() >= self._renew_at:
             self.heartbeat()
+        if time.monotonic() >= self.ledger.write_at:
+            self.ledger.write()
         if self.draining:
-            return self._renew_at - time.monotonic()
+            if time.monotonic() >= self._orders_at:
+                self.heed(self.engine.glance())
+            wake = min(self._renew_at, self._orders_at, self.ledger.write_at)
+            return max(0.0, wake - time.monotonic())
         if self.planner and time.monotonic() >= self._periodic_at:
             self.planner.tick()
             self._look_at = 0.0  # it also tells when the next is due
@@ -110,6 +127,8 @@ class Timekeeper:
             self.look()
         elif time.monotonic() >= self._look_at:
             self.look()
+        elif time.monotonic() >= self._orders_at:
+            self.heed(self.engine.glance())
         if time.monotonic() >= self._promote_at:
             self.promote()
         self._well = True
@@ -120,7 +139,8 @@ class Timekeeper:
         return self.watcher.fileno() if self._well else None
 
     def sleep_time(self) -> float:
-        wake = min(self._renew_at, self._look_at, self._promote_at)
+        wake = min(self._renew_at, self._look_at, self._promote_at, self._orders_at)
+        wake = min(wake, self.ledger.write_at)
         if self.planner:
             wake = min(wake, self._periodic_at)
         if self.watcher.interval is not None:
@@ -163,9 +183,17 @@ class Timekeeper:
         for worker in [worker for worker in strays if self._strays[worker] < told_at]:
             death = Death("its claim came after its death", running=frozenset())
             if rescued := self.engine.rescue(self.node.id, worker, death):
+                self.note_rescue(rescued, worker, death.reason)
                 logger.warning(
                     "gave back %d tasks of dead worker %s", len(rescued.released), worker
                 )
+
+    def note_rescue(self, rescued: Rescued, whose: str, reason: str) -> None:
+        """Counts it and tells of it."""
+        self.ledger.add(rescued_counts(rescued))
+        if is_wanted("task_rescued"):
+            for details in rescued_details(rescued, whose, reason):
+                self.hooks.announce("task_rescued", details)
 
     def trust_others(self) -> None:
         """We could not renew in time, so others cannot have either: they get time to do it.
@@ -189,6 +217,7 @@ class Timekeeper:
             )
             rescued = self.engine.rescue(node_id, None, Death(reason))
             self.engine.end_lease(node_id)
+            self.note_rescue(rescued, name, reason)
             if rescued:
                 self.hooks.work(len(rescued.retried) + len(rescued.released))
                 logger.warning(
@@ -205,12 +234,36 @@ class Timekeeper:
         """Asks whether anything is ready, and when the next row or periodic entry is due."""
         self._look_at = self.next_look(time.monotonic())
         seen = self.engine.glance()
+        self.heed(seen)
         if seen.due_in is not None:
             self._promote_at = min(self._promote_at, time.monotonic() + max(0.0, seen.due_in))
         if self.planner:
             self._periodic_at = self.planner.wake_at(seen)
         if seen.ready and (count := self.engine.ready_count(self.queues, self.capacity)):
             self.hooks.work(count)
+
+    def heed(self, seen: Glance) -> None:
+        """Tells the node's workers what people want: pauses, and the end of running tasks."""
+        self._orders_at = time.monotonic() + ORDERS_LOOK
+        if seen.pauses != self._pauses_seen:
+            self.heed_pauses(seen.pauses)
+        if seen.cancels:
+            self.engine.settle_cancels()
+            for request in self.engine.cancel_requests():
+                if request.node == self.node.id:
+                    self.hooks.cancel(request)
+
+    def heed_pauses(self, revision: int) -> None:
+        pauses = self.engine.pauses()
+        self.queues = self.served.without(row.name for row in pauses if row.kind == "queue")
+        self.lease.pauses = revision
+        if pauses or self._pauses_seen:
+            logger.info(
+                "paused now: %s", ", ".join(f"{row.kind} {row.name}" for row in pauses) or "nothing"
+            )
+        if unparked := self.engine.unpark():
+            self.hooks.work(unparked)
+        self._pauses_seen = revision
 
     def next_look(self, now: float) -> float:
         """After a change we look again soon: producers may have kept back their notifications."""
@@ -239,6 +292,9 @@ def keep_patient(
         # A first failure may be that of a connection which an earlier outage broke: try a new one.
         for once_more in (False,) if delay else (True, False):
             try:
+                if delay and keeper.engine.missing_tables():  # a migration is under way
+                    delay = min(delay * 2, 5.0)
+                    return delay
                 seconds = keeper.tick()
                 break
             except DatabaseError as error:

@@ -21,9 +21,11 @@ from dbtasks.engines import Death, NodeInfo
 from dbtasks.ids import random_suffix
 
 from .application import Application
+from .cancel import Cancels
 from .channel import Message
 from .child import Child, Kind, Life, Slot, describe_end
 from .errands import Errands
+from .exporter import Exporter
 from .janitor import Rescue
 from .logs import reopen_logs, set_process_name
 from .newborn import EXIT_BOOT, EXIT_CRASHED
@@ -32,6 +34,7 @@ from .outage import Outage
 from .overrun import Overruns
 from .pidfile import Pidfile
 from .process import become_subreaper, set_title
+from .relay import Relay
 from .reload import Reload, adopt_children
 from .report import Reporter
 from .signals import (
@@ -100,9 +103,12 @@ class Supervisor:
         self.outage = Outage(self.nursery)
         self.vigil = Vigil(self.nursery, config.max_memory)
         self.overruns = Overruns(self.nursery, self.errands)
+        self.cancels = Cancels(self.nursery, self.overruns)
         self.reload = Reload(
             application, self.nursery, self.notifier, pidfile, self.overruns, self.errands
         )
+        self.relay = Relay(self.nursery)
+        self.exporter = Exporter(self.nursery, config.metrics_port)
         self.reporter = Reporter(self)
 
     # The loop
@@ -142,10 +148,13 @@ class Supervisor:
         now = time.monotonic()
         self.vigil.keep_deadlines(now)
         self.overruns.look(now)
+        self.cancels.look(now)
         if now - self.looked_at >= LOOK:
             self.looked_at = now
             self.look_after_children(now)
         self.fill_slots(now)
+        if self.phase < Phase.LEAVING:
+            self.exporter.look(now)
         self.errands.start(now, cleanup=self.phase is Phase.RUNNING)
         self.shut_down_further(now)
         self.reporter.report(now)
@@ -162,7 +171,8 @@ class Supervisor:
         # What cannot be acted upon yet is no deadline: it would keep the loop spinning.
         if self.phase in (Phase.DRAINING, Phase.INTERRUPTING, Phase.LEAVING):
             times.append(self.phase_ends)
-        times += [at for at in (self.errands.wake_at, self.overruns.wake_at) if at is not None]
+        others = (self.errands.wake_at, self.overruns.wake_at, self.cancels.wake_at)
+        times += [at for at in others if at is not None]
         return max(0.0, min(min(times) - now, LOOK))
 
     # Signals
@@ -242,8 +252,14 @@ class Supervisor:
                 self.recycle_one()  # its predecessor's place is filled: the next one may go
             case "work":
                 self.wake_workers(int(message["count"]))
+            case "announce":
+                self.errands.announce(str(message["signal"]), **message["details"])
+            case "counted":
+                self.relay.receive(message)
             case "watch":
                 self.overruns.watch(child)
+            case "cancel":
+                self.cancels.ask(message, time.monotonic())
             case "limit":
                 child.deadline = float(message["deadline"])
             case "recycle":
@@ -296,6 +312,8 @@ class Supervisor:
                 self.bury_worker(child, status)
             case Kind.JANITOR:
                 self.errands.bury(child, crashed)
+            case Kind.EXPORTER:
+                self.exporter.ended(child, crashed and self.phase < Phase.LEAVING)
             case Kind.CHECKER:
                 self.reload.checked(status, self.phase is Phase.RUNNING)
             case Kind.SCHEDULER:
@@ -305,9 +323,11 @@ class Supervisor:
                     if child.node == self.node.id:
                         self.wake_workers(len(self.slots))
         self.overruns.forget(child)
+        self.cancels.forget(child)
         for slot in self.slots:
             if slot.child is child:
-                slot.note_end(child, crashed, random.uniform(0.75, 1.25))
+                bad_end = crashed and not child.cancelled
+                slot.note_end(child, bad_end, random.uniform(0.75, 1.25))
         self.note_boot_failure(child, status)
         child.close()
         self.outage.ended(child)
@@ -332,6 +352,13 @@ class Supervisor:
                 f", while it ran {view.task_path}" if view is not None and view.running else "",
                 extra={"worker_id": child.identity},
             )
+            self.errands.announce(
+                "worker_stopped",
+                worker_id=child.identity,
+                node=self.node.name,
+                crashed=True,
+                reason=reason,
+            )
         death = Death(reason=reason, running=running, counted=child.counted)
         done = child.hand.unwritten(again=True) if child.hand is not None else ()
         self.errands.add(Rescue(child.node, child.identity, death, done))
@@ -355,6 +382,9 @@ class Supervisor:
         """Once a second; and the waker of last resort, while nobody else looks at the queue."""
         self.vigil.look(now)
         self.outage.look(now)
+        self.relay.pass_on()
+        self.relay.tell_rates(now)
+        self.reporter.look_for_trouble()
         self.check_ready()
         self.recycle_one()
         if self.phase is Phase.RUNNING and not any(
@@ -417,7 +447,7 @@ class Supervisor:
         for child in self.nursery:
             if child.kind in (Kind.WORKER, Kind.SCHEDULER, Kind.JANITOR):
                 child.drain()
-            else:
+            elif child.kind is not Kind.EXPORTER:  # which is asked until the end
                 child.kill()
 
     def interrupt(self) -> None:
@@ -466,6 +496,8 @@ class Supervisor:
             logger.error("leaving without rescue: the lease's end will do it")
         self.phase = Phase.LEAVING
         self.phase_ends = now + JANITOR_GRACE
+        self.relay.pass_on()
+        self.exporter.dismiss()
         schedulers = self.nursery.of_kind(Kind.SCHEDULER)
         for child in schedulers:
             child.channel.send("leave")

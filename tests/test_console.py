@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 import uuid
 
 import pytest
@@ -211,6 +214,30 @@ def test_a_database_that_cannot_be_asked_is_no_traceback(engine, monkeypatch, er
     assert told in said.err
 
 
+def started(*arguments: str, stdout: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "django", "dbtasks", *arguments]
+    return subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_real_pipe_that_nobody_reads_is_silent(engine):
+    put(engine, new_task())
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = started("list", stdout=writer)
+    os.close(writer)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+
+
+def test_a_full_disk_is_told_in_one_line(engine):
+    put(engine, new_task())
+    with open("/dev/full", "w") as full:
+        process = started("list", stdout=full.fileno())
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.count("\n")) == (1, 1)
+    assert "cannot write" in err
+
+
 # Output
 
 
@@ -256,3 +283,268 @@ def test_cells_are_one_line_without_control_characters():
 )
 def test_durations_are_told_in_two_units(seconds, told):
     assert duration(seconds) == told
+
+
+# Operations
+
+
+def ready(engine: Engine, count: int = 1, **changes) -> list[str]:
+    return [str(uuid.UUID(id)) for id in put(engine, *(new_task(**changes) for _ in range(count)))]
+
+
+def test_retry_and_cancel_tell_each_id_its_outcome(engine):
+    failed, waiting = ready(engine, 2)
+    done(engine, status="FAILED")
+    missing = str(uuid.uuid4())
+    said = dbtasks("retry", failed, waiting, missing)
+    assert said.code == 0
+    assert said.lines == [
+        [failed, "ready again"],
+        [waiting, "refused: is ready already"],
+        [missing, "refused: does not exist"],
+    ]
+    assert dbtasks("retry", failed).code == 1
+    (claimed,) = engine.claim(ME, EVERYTHING)
+    said = dbtasks("cancel", failed, waiting, "--grace", "1m", "--json")
+    running = str(uuid.UUID(claimed.id))
+    assert {row["id"]: row["outcome"] for row in said.json} == {
+        row: "asked to end" if row == running else "cancelled" for row in (failed, waiting)
+    }
+    (request,) = engine.cancel_requests()
+    assert (request.id, request.grace) == (claimed.id, 60.0)
+
+
+def test_retry_of_all_that_match(engine):
+    ready(engine, 3)
+    ready(engine, 2, queue="b")
+    for _ in range(5):
+        done(engine, status="FAILED")
+    assert len(dbtasks("retry", "--status", "failed", "--queue", "b").lines) == 2
+    said = dbtasks("retry", "--status", "failed", "--task", "tests.app.*", "--since", "1d")
+    assert len(said.lines) == 3
+    said = dbtasks("retry", "--status", "failed")
+    assert (said.code, said.out) == (1, "")
+    assert "no such task" in said.err
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("retry",),
+        ("cancel", uuid.uuid4(), "--status", "ready"),
+        ("cancel", uuid.uuid4(), "--queue", "a"),
+        ("cancel", uuid.uuid4(), "--grace", "soon"),
+        ("cancel", "abc"),
+        ("prune", "--older-than", "soon"),
+        ("pause", "--queue", ""),
+    ],
+)
+def test_operations_refuse_wrong_usage_before_they_do_anything(engine, wrong):
+    said = dbtasks(*wrong)
+    assert (said.code, said.out) == (2, "")
+    assert said.err
+
+
+def test_pause_and_resume(engine):
+    assert dbtasks("pause").code == 1
+    said = dbtasks("pause", "--queue", "email", "--by", "ada", "--reason", "relay down")
+    assert (said.code, said.lines) == (0, [["queue", "email", "paused"]])
+    assert dbtasks("pause", "--queue", "email").code == 1
+    assert dbtasks("pause", "--task", "a.b", "--json").json[0]["outcome"] == "paused"
+    kind, name, _, by, reason = dbtasks("pause").lines[0]
+    assert (kind, name, by, reason) == ("queue", "email", "ada", "relay down")
+    assert dbtasks("resume", "--queue", "email").code == 0
+    said = dbtasks("resume", "--queue", "email")
+    assert (said.code, said.lines) == (1, [["queue", "email", "was not paused"]])
+
+
+def test_prune_deletes_and_counts(engine):
+    ready(engine, 3)
+    for status in ("SUCCESSFUL", "FAILED"):
+        done(engine, status=status)
+    said = dbtasks("prune", "--older-than", "0s", "--dry-run")
+    assert (said.code, said.lines) == (0, [["would_delete", "2"]])
+    assert dbtasks("prune", "--status", "failed", "--json").json == {"deleted": 1}
+    said = dbtasks("prune", "--older-than", "0s", terminal=True)
+    assert said.out == "1 deleted\n"
+    assert "1 …" in said.err
+    assert dbtasks("prune", "--older-than", "1d").code == 1
+    assert engine.counts().ready == 1
+
+
+# enqueue
+
+
+def test_enqueue_takes_json_arguments(engine):
+    said = dbtasks("enqueue", "tests.app.tasks.add", "2", "-k", "b=3", "--priority", 7)
+    assert said.code == 0
+    row = ScheduledTask.objects.get(pk=said.lines[0][0])
+    assert (row.args, row.kwargs, row.priority, row.status) == ([2], {"b": 3}, 7, "READY")
+
+
+def test_enqueue_for_later_and_into_another_queue(engine):
+    said = dbtasks("enqueue", "tests.app.tasks.noop", "--run-after", "10m", "--queue", "b")
+    row = ScheduledTask.objects.get(pk=said.lines[0][0])
+    assert (row.queue, row.ready_queue) == ("b", None)
+    assert row.due_at is not None
+    said = dbtasks("enqueue", "tests.app.tasks.noop", "--run-after", "2999-01-01T08:00")
+    assert ScheduledTask.objects.get(pk=said.lines[0][0]).due_at.year == 2999
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("tests.app.tasks.nothing",), "there is no task"),
+        (("tests.app.models.Note",), "there is no task"),
+        (("nonsense",), "there is no task"),
+        (("tests.app.tasks.add", "abc"), "argument 1 is no JSON"),
+        (("tests.app.tasks.add", "NaN"), "JSON has no NaN"),
+        (("tests.app.tasks.add",), "missing a required argument: 'a'"),
+        (("tests.app.tasks.add", "1", "-k", "c=2"), "unexpected keyword argument 'c'"),
+        (("tests.app.tasks.add", "1", "-k", "b"), "write NAME=JSON"),
+        (("tests.app.tasks.noop", "--priority", "1000"), "priority"),
+        (("tests.app.tasks.noop", "--queue", "a,b"), "queue_name"),
+        (("tests.app.tasks.noop", "--run-after", "soon"), "write a Duration"),
+    ],
+)
+def test_enqueue_says_what_is_wrong(engine, arguments, told):
+    said = dbtasks("enqueue", *arguments)
+    assert (said.code, said.out) == (2, "")
+    assert told in said.err
+    assert not ScheduledTask.objects.exists()
+
+
+# nodes
+
+
+def worker_fields(id: str, **changes):
+    return {
+        "id": id,
+        "kind": "worker",
+        "pid": 7,
+        "state": "busy",
+        "task_id": "",
+        "task_path": "a.b",
+        "task_seconds": 1.5,
+        "done": 3,
+        "failed": 1,
+        "restarts": 0,
+        "memory": 5 << 20,
+    } | changes
+
+
+def test_nodes_shows_each_worker(engine):
+    assert dbtasks("nodes").code == 1
+    engine.renew_lease(node())
+    engine.save_workers(node().id, [worker_fields("w-1"), worker_fields("w-2", state="idle")])
+    said = dbtasks("nodes")
+    assert said.code == 0
+    assert [line[:2] for line in said.lines] == [
+        ["node", "node-1's name"],
+        ["worker", "w-1"],
+        ["worker", "w-2"],
+    ]
+    (shown,) = dbtasks("nodes", "--json").json
+    assert (shown["workers"][0]["memory"], shown["busy"]) == (5 << 20, 1)
+    assert "5M" in dbtasks("nodes", terminal=True).out
+
+
+# status --watch
+
+
+def watched(screens: int, terminal: Terminal, *between) -> str:
+    """What --watch wrote in so many screens; `between`: what happens after each."""
+    from dbtasks.console import watch
+
+    acts = iter(between)
+    left = screens
+
+    def rest() -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            raise KeyboardInterrupt
+        next(acts, lambda: None)()
+
+    watch.watch("default", Output(terminal, io.StringIO()), rest)
+    return terminal.getvalue()
+
+
+def without_rich(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "rich.live", None)
+
+
+def test_watch_without_rich_is_plain_text(engine, monkeypatch):
+    without_rich(monkeypatch)
+    engine.renew_lease(node())
+    engine.save_workers(node().id, [worker_fields("w-1", task_path="a.b\x1b[2J")])
+    put(engine, new_task("email"))
+    shown = watched(2, Terminal())
+    assert shown.count("\x1b[H\x1b[2J") == 2
+    assert "1 ready" in shown
+    assert "a.b\\x1b[2J" in shown
+
+
+def test_watch_with_rich_shows_the_same(engine, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("LINES", "60")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    engine.renew_lease(node())
+    engine.save_workers(node().id, [worker_fields("w-1", task_path="[bold]a.b\x1b]0;x\x07")])
+    engine.pause("queue", "email", "[red]ada", "")
+    put(engine, new_task("email"))
+    shown = watched(2, Terminal())
+    for told in ("1 ready", "[bold]a.b\\x1b]0;x\\x07", "[red]ada", "node-1's name", "email"):
+        assert told in shown
+
+
+def test_watch_goes_on_while_the_database_is_away(engine, monkeypatch):
+    from dbtasks.console import watch
+
+    without_rich(monkeypatch)
+    engine.renew_lease(node())
+    real = watch.report
+
+    def away() -> None:
+        def report(backend):
+            raise OperationalError("connection refused")
+
+        monkeypatch.setattr(watch, "report", report)
+
+    def back() -> None:
+        monkeypatch.setattr(watch, "report", real)
+
+    _, one, two, three = watched(3, Terminal(), away, back).split("\x1b[H\x1b[2J")
+    assert "NO ANSWER" not in one
+    assert "NO ANSWER, last seen" in two
+    assert "connection refused" in two
+    assert "All is well." in two
+    assert "NO ANSWER" not in three
+
+
+@pytest.mark.parametrize(
+    ("arguments", "terminal"),
+    [(("--watch",), False), (("--watch", "--json"), True), (("--watch", "--interval", "0"), True)],
+)
+def test_watch_says_what_it_needs(engine, arguments, terminal):
+    said = dbtasks("status", *arguments, terminal=terminal)
+    assert said.code == 2
+    assert "--watch" in said.err or "--interval" in said.err
+
+
+def test_status_tells_the_rates_of_the_last_minutes(engine):
+    from dbtasks.console.status import report
+    from dbtasks.models import Statistic
+
+    minute = int(engine.now().timestamp()) // 60 - 1
+    Statistic.objects.create(
+        backend="default",
+        minute=minute,
+        queue="email",
+        task_path="a.b",
+        succeeded=20,
+        failed=5,
+    )
+    rate = report("default").rates["email"]
+    assert (rate.per_minute, rate.failed) == (5.0, 5)
+    assert "email" in [queue["queue"] for queue in dbtasks("status", "--json").json["queues"]]

@@ -134,7 +134,15 @@ def test_an_exception_that_cannot_be_had_is_refused_by_its_key(path: str, told: 
 
 def test_every_key_is_covered_here() -> None:
     tested = {"immediate", "signals", "notify", "database", "heartbeat", "worker_timeout"}
-    tested |= {"prefetch", "catch_up", "retry_for", "max_attempts", "backoff", "timeout"}
+    tested |= {
+        "prefetch",
+        "catch_up",
+        "catch_up_window",
+        "retry_for",
+        "max_attempts",
+        "backoff",
+        "timeout",
+    }
     tested |= {"max_crashes", "retain", "retain_failed", "ack", "periodic"}
     assert tested | set(RUNNER_KEYS) == KNOWN_KEYS
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple, Protocol
 
 from ..policy import Policy, policy_from_text
@@ -107,6 +107,8 @@ class Rescued:
     retried: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
     cancelled: tuple[str, ...] = ()
+    # (id, queue, task path) of those that were retried, failed or cancelled
+    tasks: tuple[tuple[str, str, str], ...] = dataclasses.field(default=(), compare=False)
 
     def __bool__(self) -> bool:
         return bool(self.released or self.retried or self.failed or self.cancelled)
@@ -117,6 +119,7 @@ class Rescued:
             self.retried + other.retried,
             self.failed + other.failed,
             self.cancelled + other.cancelled,
+            self.tasks + other.tasks,
         )
 
 
@@ -230,6 +233,16 @@ class QueueState(NamedTuple):
     since: datetime.datetime
 
 
+class LeaseState(NamedTuple):
+    """A registered node; `age` and `left` in seconds: since its last renewal, until its end."""
+
+    id: str
+    name: str
+    state: str
+    age: float
+    left: float
+
+
 class CancelRequest(NamedTuple):
     """A running task that is to end: which attempt of it, who runs it, and the grace in seconds."""
 
@@ -243,11 +256,15 @@ class CancelRequest(NamedTuple):
 class Glance(NamedTuple):
     """`due_in`: seconds until the next deferred row is due (negative: overdue), or None.
 
-    `periodic_in`: the same of the next periodic entry. `now`: the database's clock.
+    `pauses`: 0, or a number that is another one whenever what is paused has changed; `cancels`: how
+    many running tasks are to end; `periodic_in`: as `due_in`, of the next periodic entry. `now`:
+    the database's clock.
     """
 
     ready: bool
     due_in: float | None
+    pauses: int
+    cancels: int
     periodic_in: float | None
     now: datetime.datetime
 
@@ -427,6 +444,22 @@ class Engine(Protocol):
 
     def save_workers(self, node_id: str, workers: Sequence[dict[str, Any]]) -> None:
         """Replaces what is known of the node's workers (fields of models.Worker)."""
+
+    # Statistics
+    def leases(self) -> list[LeaseState]:
+        """The nodes of this backend; one query."""
+
+    def add_counts(self, counts: Mapping[tuple[str, str], Sequence[int]]) -> None:
+        """Adds to the current minute and to the totals: a number per column of tally.COLUMNS.
+
+        By queue and task path.
+        """
+
+    def counted_places(self, limit: int) -> set[tuple[str, str]]:
+        """Up to `limit` of the queues and task paths that have totals."""
+
+    def prune_counts(self, limit: int = 1000) -> int:
+        """Deletes up to `limit` rows of minutes that are over for a day; returns how many."""
 
     # Periodic
     def locked(self, name: str) -> contextlib.AbstractContextManager[bool]:

@@ -8,18 +8,18 @@ import abc
 import contextlib
 import datetime
 import itertools
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from django.db import IntegrityError
 
-from ..fields import dump_json, utc_value
+from ..fields import dump_json, load_json, utc_value
 from ..policy import policy_from_text
 from .base import Counts, Death, NodeInfo, Rescued, Survey
 from .periodic import LONGEST, PeriodicTables
 
 RESCUE_BATCH = 500
+MOST_CRASHES = 2**31 - 2  # the column has room for one more
 WORKER_DIED = "dbtasks.exceptions.WorkerDied"
 TASK_CANCELLED = "dbtasks.exceptions.TaskCancelled"
 
@@ -32,8 +32,7 @@ SET status = 'READY', ready_queue = queue, claim_node = NULL, claimed_by = NULL,
 WHERE claim_node = %s AND claimed_by = %s"""
 
 RESCUE_SELECT = """
-SELECT id, claimed_by, worker_ids, errors, crashes, policy, (
-    SELECT COUNT(*) FROM dbtasks_cancellation WHERE task_id = dbtasks_scheduledtask.id)
+SELECT id, claimed_by, worker_ids, errors, crashes, policy, queue, task_path
 FROM dbtasks_scheduledtask
 WHERE claim_node = %s{worker} ORDER BY id LIMIT %s{lock}"""
 RESCUE_RELEASE = RELEASE.replace("claim_node = %s AND claimed_by = %s", "id = %s")
@@ -47,6 +46,8 @@ UPDATE dbtasks_scheduledtask
 SET status = 'FAILED', finished_at = {now}, claim_node = NULL, claimed_by = NULL,
     errors = %s, worker_ids = %s, crashes = %s, delete_after = {in_seconds}
 WHERE id = %s"""
+# Asked for when the rows are locked: whoever cancels them locks them, too.
+CANCELLED_OF = "SELECT task_id FROM dbtasks_cancellation WHERE task_id IN ({ids})"
 FORGET_CANCEL = "DELETE FROM dbtasks_cancellation WHERE task_id = %s"
 
 PROMOTE_SELECT = """
@@ -56,7 +57,7 @@ PROMOTE = """
 UPDATE dbtasks_scheduledtask SET ready_queue = queue, due_at = NULL WHERE id IN ({ids})"""
 
 EXPIRED_EXIST = """
-SELECT delete_after FROM dbtasks_scheduledtask
+SELECT 1 FROM dbtasks_scheduledtask
 WHERE backend = %s AND delete_after <= {now} ORDER BY delete_after LIMIT 1"""
 PRUNE_SELECT = """
 SELECT id FROM dbtasks_scheduledtask
@@ -92,11 +93,12 @@ WHERE claim_node IS NOT NULL
 CLAIMANTS = """
 SELECT DISTINCT claimed_by FROM dbtasks_scheduledtask WHERE claim_node = %s"""
 WORKER_COLUMNS = (
-    "id, kind, pid, state, task_id, task_path, task_seconds, done, failed, restarts, memory"
+    "id, kind, pid, state, task_id, task_path, task_seconds, done, failed, restarts, memory, "
+    "cpu_seconds, up_seconds"
 )
 WORKER_INSERT = f"""
 INSERT INTO dbtasks_worker ({WORKER_COLUMNS}, node_id, last_seen) VALUES {{rows}}"""
-WORKER_ROW = f"({', '.join(['%s'] * 12)}, {{now}})"
+WORKER_ROW = f"({', '.join(['%s'] * 14)}, {{now}})"
 
 
 class Upkeep(PeriodicTables, abc.ABC):
@@ -115,17 +117,20 @@ class Upkeep(PeriodicTables, abc.ABC):
             return self.rescue_rows(node, worker, death)
 
     def rescue_rows(self, node: str, worker: str | None, death: Death) -> Rescued:
-        released, retried, failed, cancelled = [], [], [], []
+        released, retried, failed, cancelled, tasks = [], [], [], [], []
         parameters = (node, RESCUE_BATCH) if worker is None else (node, worker, RESCUE_BATCH)
         condition = "" if worker is None else " AND claimed_by = %s"
-        for row in self.rows(RESCUE_SELECT, parameters, worker=condition):
-            raw_id, claimed_by, worker_ids, errors, crashes, policy_text, wanted_to_end = row
+        rows = self.rows(RESCUE_SELECT, parameters, worker=condition)
+        unwanted = self.cancelled_of([row[0] for row in rows])
+        for raw_id, claimed_by, worker_ids, errors, crashes, policy_text, queue, path in rows:
             id = self.hex(raw_id)
+            wanted_to_end = id in unwanted
             ran = death.running is None or id in death.running
             if not wanted_to_end and not (ran and death.counted):
                 self.run(RESCUE_RELEASE, (raw_id,))
                 released.append(id)
                 continue
+            tasks.append((id, str(queue), str(path)))
             policy = policy_from_text(policy_text)
             done = append_json(worker_ids, claimed_by) if ran else worker_ids
             if wanted_to_end:
@@ -136,14 +141,24 @@ class Upkeep(PeriodicTables, abc.ABC):
                 cancelled.append(id)
                 continue
             told = append_json(errors, worker_died(death.reason))
-            if crashes + 1 > policy.max_crashes:
+            times = one_more(crashes)
+            if times > policy.max_crashes:
                 retain = bounded(policy.retention(failed=True))
-                self.run(RESCUE_FAIL, (told, done, crashes + 1, retain, raw_id))
+                self.run(RESCUE_FAIL, (told, done, times, retain, raw_id))
                 failed.append(id)
             else:
-                self.run(RESCUE_RETRY, (told, done, crashes + 1, raw_id))
+                self.run(RESCUE_RETRY, (told, done, times, raw_id))
                 retried.append(id)
-        return Rescued(tuple(released), tuple(retried), tuple(failed), tuple(cancelled))
+        return Rescued(
+            tuple(released), tuple(retried), tuple(failed), tuple(cancelled), tuple(tasks)
+        )
+
+    def cancelled_of(self, ids: Sequence[Any]) -> set[str]:
+        """Which of these rows are to end."""
+        if not ids:
+            return set()
+        marks = ", ".join(["%s"] * len(ids))
+        return {self.hex(id) for (id,) in self.rows(CANCELLED_OF, ids, ids=marks)}
 
     def promote_due(self, limit: int = 1000) -> int:
         return self.change_selected(PROMOTE_SELECT, PROMOTE, limit)
@@ -198,7 +213,7 @@ class Upkeep(PeriodicTables, abc.ABC):
 
     def save_workers(self, node_id: str, workers: Sequence[dict[str, Any]]) -> None:
         columns = WORKER_COLUMNS.split(", ")
-        values = [(*(worker[column] for column in columns), node_id) for worker in workers]
+        values = [(*(worker.get(column) for column in columns), node_id) for worker in workers]
         with contextlib.suppress(IntegrityError), self.transaction():
             # The node's row may be gone: another node took us for dead; the next lease mends it.
             self.run(NODE_FORGET_WORKERS, (node_id,))
@@ -210,6 +225,11 @@ class Upkeep(PeriodicTables, abc.ABC):
 def bounded(seconds: float | None) -> float | None:
     """A length of time that can be added to the clock."""
     return None if seconds is None else min(float(seconds), LONGEST)
+
+
+def one_more(crashes: Any) -> int:
+    """The next number; what is none, or the highest, ends the row's luck."""
+    return min(crashes, MOST_CRASHES) + 1 if type(crashes) is int else MOST_CRASHES
 
 
 def worker_died(reason: str) -> dict[str, str]:
@@ -226,7 +246,7 @@ def was_cancelled(ran: bool) -> dict[str, str]:
 def append_json(text: str, value: Any) -> str:
     """The JSON list in `text` with one value more; what is no list starts a new one."""
     try:
-        items = json.loads(text)
+        items = load_json(text)
     except ValueError:
         items = []
     return dump_json([*items, value] if isinstance(items, list) else [value])
