@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import functools
 import hashlib
+import itertools
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from typing import Any, Concatenate
 from django.db import DatabaseError, OperationalError
 
 from ..queues import QueueSelection
-from .base import Claimant, Claimed, Death, NodeInfo, Outcome, Rescued
+from .base import Claimant, Claimed, Death, NodeInfo, Outcome, Rescued, Settled
 from .connection import is_missing_table, plain_transaction
 from .network import Networked
 from .operations import Row
@@ -69,6 +70,13 @@ FROM dbtasks_scheduledtask FORCE INDEX (dbtasks_claim)
 WHERE backend = %s AND ready_queue = %s
 ORDER BY precedence, id LIMIT 1)"""
 ANY_ROW = "SELECT 1 FROM dbtasks_scheduledtask FORCE INDEX (dbtasks_claim) LIMIT 1"
+# A JSON_TABLE would do, but for what some releases make of a null.
+SETTLED_ROW = "SELECT %s AS id, %s AS next_due, %s AS last_due, %s AS last_task"
+SETTLE = """
+UPDATE ({rows}) o STRAIGHT_JOIN dbtasks_periodictask t ON t.id = o.id
+SET t.next_due = o.next_due, t.last_due = COALESCE(o.last_due, t.last_due),
+    t.last_node = IF(o.last_task IS NULL, t.last_node, %s),
+    t.last_task = COALESCE(o.last_task, t.last_task)"""
 GET_LOCK = "SELECT GET_LOCK(%s, 0)"
 RELEASE_LOCK = "SELECT RELEASE_LOCK(%s)"
 
@@ -252,6 +260,11 @@ class MySQLEngine(Networked, ByQueueEngine):
     @retried
     def save_workers(self, node_id: str, workers: Sequence[dict[str, Any]]) -> None:
         super().save_workers(node_id, workers)
+
+    def move_batch(self, settled: Sequence[Settled], node_name: str) -> None:
+        values = itertools.chain(*self.settled_values(settled))
+        rows = " UNION ALL ".join([SETTLED_ROW] * len(settled))
+        self.run(SETTLE, (*values, node_name), rows=rows)
 
     @retried
     def add_counts(self, counts: Mapping[tuple[str, str], Sequence[int]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import functools
 import itertools
 import json
 import logging
@@ -89,7 +90,7 @@ SET status = 'FAILED', finished_at = {now}, errors = %s, worker_ids = '[]', read
 WHERE id = %s"""
 ROW_IS_BAD = "dbtasks.exceptions.BadRow"
 
-# Two index probes (of times that Python has; promote_due finds all), and two tables with few rows
+# Three index probes (of times that Python has; promote_due finds all), and two tables with few rows
 # at most: a new pause has a higher id than all before it, so their number and sum tell any change.
 # For MariaDB `> ''` is one probe; IS NOT NULL would be a scan of all such rows.
 GLANCE = """
@@ -99,7 +100,9 @@ SELECT {now},
     (SELECT MIN(ready_queue) FROM dbtasks_scheduledtask
      WHERE backend = %s AND ready_queue > ''),
     (SELECT SUM(id + 1000000000) FROM dbtasks_pause WHERE backend = %s),
-    (SELECT COUNT(*) FROM dbtasks_cancellation WHERE backend = %s)"""
+    (SELECT COUNT(*) FROM dbtasks_cancellation WHERE backend = %s),
+    (SELECT MIN(next_due) FROM dbtasks_periodictask
+     WHERE backend = %s AND next_due > '1000-01-01')"""
 
 
 class Head(NamedTuple):
@@ -129,6 +132,7 @@ class PortableEngine(Operations, Overview, Statistics, Upkeep):
         self.run(INSERT + ", ".join([INSERT_ROW] * len(rows)), self.insert_parameters(rows))
 
     def insert_parameters(self, rows: Sequence[NewTask]) -> list[Any]:
+        time = functools.cache(self.time)  # rows that are inserted together share their times
         return [
             value
             for row in rows
@@ -140,12 +144,12 @@ class PortableEngine(Operations, Overview, Statistics, Upkeep):
                 self.backend,
                 row.queue,
                 row.priority,
-                self.time(row.run_after),
-                self.time(row.enqueued_at),
+                time(row.run_after),
+                time(row.enqueued_at),
                 row.policy,
                 row.periodic,
                 row.queue if row.due_at is None else None,
-                self.time(row.due_at),
+                time(row.due_at),
             )
         ]
 
@@ -219,9 +223,11 @@ class PortableEngine(Operations, Overview, Statistics, Upkeep):
         )
 
     def glance(self) -> Glance:
-        ((now, due, ready, pauses, cancels),) = self.rows(GLANCE, (self.backend,) * 4)
+        ((now, due, ready, pauses, cancels, periodic),) = self.rows(GLANCE, (self.backend,) * 5)
         due_in = None if due is None else self.seconds_between(now, due)
-        return Glance(ready is not None, due_in, int(pauses or 0), int(cancels))
+        periodic_in = None if periodic is None else self.seconds_between(now, periodic)
+        clock = utc_value(now, self.connection)
+        return Glance(ready is not None, due_in, int(pauses or 0), int(cancels), periodic_in, clock)
 
     def seconds_between(self, now: Any, due: Any) -> float:
         connection = self.connection

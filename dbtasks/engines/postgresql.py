@@ -150,6 +150,11 @@ NOTIFY = "SELECT pg_notify(%s, '')"
 NOTICE_DEATH = """
 SELECT set_config('client_connection_check_interval', '2s', false)
 WHERE current_setting('client_connection_check_interval') = '0'"""
+SETTLED = """(
+    SELECT (o->>0)::bigint AS id, (o->>1)::timestamptz AS next_due,
+        (o->>2)::timestamptz AS last_due, (o->>3)::uuid AS last_task
+    FROM json_array_elements(%s::json) o
+)"""
 TRY_LOCK = "SELECT pg_try_advisory_xact_lock(%s)"
 
 
@@ -160,6 +165,7 @@ NOT_ONE: tuple[QueueSelection | None, str, float] = (None, "", 0.0)
 class PostgreSQLEngine(Networked, PortableEngine):
     NOW = "statement_timestamp()"  # stable, unlike clock_timestamp(): an index can be asked for it
     IN_SECONDS = "statement_timestamp() + %s * interval '1 second'"
+    SETTLED = SETTLED
 
     def __init__(self, alias: str, backend: str) -> None:
         super().__init__(alias, backend)

@@ -61,6 +61,11 @@ WHERE t.id = o.id AND t.claimed_by = o.worker AND t.attempt = o.attempt
 RETURNING id"""
 
 
+SETTLED = """(
+    SELECT json_extract(value, '$[0]') AS id, json_extract(value, '$[1]') AS next_due,
+        json_extract(value, '$[2]') AS last_due, json_extract(value, '$[3]') AS last_task
+    FROM json_each(%s)
+)"""
 TEXTS = itemgetter(
     *map(
         Claimed._fields.index,
@@ -72,7 +77,7 @@ NUMBERS = itemgetter(*map(Claimed._fields.index, ("priority", "failures")))
 
 POLL = 0.02  # seconds between two questions while there are answers, or where nothing tells us
 FIRST_ECHO = 0.001  # seconds from a write to the question whether it is committed
-SETTLED = 0.03  # seconds; whoever has waited so long in vain waits for the next write
+AT_REST = 0.03  # seconds; whoever has waited so long in vain waits for the next write
 QUIET = 0.5  # seconds between two questions where no write was seen
 
 
@@ -81,6 +86,7 @@ class SQLiteEngine(ByQueueEngine):
     IN_SECONDS = "strftime('%%Y-%%m-%%d %%H:%%M:%%f', 'now', %s || ' seconds')"
     LOCK = ""  # the transaction has the whole database
     SKIP_LOCKED = ""
+    SETTLED = SETTLED
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
@@ -209,7 +215,7 @@ class DataVersion:
 
     def fileno(self) -> int | None:
         """Nothing while we ask by the clock anyway: a busy queue is written all the time."""
-        return self._files.fileno() if self._files is not None and self._wait >= SETTLED else None
+        return self._files.fileno() if self._files is not None and self._wait >= AT_REST else None
 
     def changed(self) -> bool:
         written = self.was_written()
@@ -228,7 +234,7 @@ class DataVersion:
         if changed:
             self._wait = POLL
             self._written = anew  # what was written just before was not seen
-        elif written and self._wait >= SETTLED:
+        elif written and self._wait >= AT_REST:
             self._wait = FIRST_ECHO
         else:
             self._wait = min(2 * self._wait, QUIET)

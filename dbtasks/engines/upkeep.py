@@ -1,5 +1,5 @@
-"""What keeps the queue in order, alike on every database: rescue, due rows, retention, nodes,
-periodic tasks. The decisions about single rows are taken in Python, in short transactions.
+"""What keeps the queue in order, alike on every database: rescue, due rows, retention, nodes.
+The decisions about single rows are taken in Python, in short transactions.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from django.db import IntegrityError
 
 from ..fields import dump_json, load_json, utc_value
 from ..policy import policy_from_text
-from .base import Counts, Death, NewTask, NodeInfo, PeriodicState, Rescued, Survey
-from .connection import Connected
+from .base import Counts, Death, NodeInfo, Rescued, Survey
+from .periodic import LONGEST, PeriodicTables
 
 RESCUE_BATCH = 500
-LONGEST = 1000 * 365 * 86400.0  # seconds; no database has the date that timedelta.max leads to
 MOST_CRASHES = 2**31 - 2  # the column has room for one more
 WORKER_DIED = "dbtasks.exceptions.WorkerDied"
 TASK_CANCELLED = "dbtasks.exceptions.TaskCancelled"
@@ -101,35 +100,9 @@ WORKER_INSERT = f"""
 INSERT INTO dbtasks_worker ({WORKER_COLUMNS}, node_id, last_seen) VALUES {{rows}}"""
 WORKER_ROW = f"({', '.join(['%s'] * 14)}, {{now}})"
 
-PERIODIC_STATES = """
-SELECT name, spec, since, last_due, deployed_at FROM dbtasks_periodictask WHERE backend = %s"""
-PERIODIC_EDIT = """
-UPDATE dbtasks_periodictask SET task_path = %s, spec = %s, since = {now}, deployed_at = %s
-WHERE backend = %s AND name = %s"""
-PERIODIC_BEGIN = """
-{insert_or_ignore} dbtasks_periodictask (backend, name, task_path, spec, since, deployed_at)
-VALUES (%s, %s, %s, %s, {now}, %s){on_conflict}"""
-PERIODIC_FIRED = """
-UPDATE dbtasks_periodictask SET last_due = %s
-WHERE backend = %s AND name = %s AND (last_due IS NULL OR last_due < %s)"""
-FAIL_NEW = """
-UPDATE dbtasks_scheduledtask
-SET status = 'FAILED', ready_queue = NULL, due_at = NULL, finished_at = {now}, errors = %s,
-    delete_after = {in_seconds}
-WHERE id = %s"""
-OCCURRENCES_PRUNE = "DELETE FROM dbtasks_occurrence WHERE backend = %s AND due_at < %s"
 
-OCCURRENCE = """
-{insert_or_ignore} dbtasks_occurrence (backend, name, due_at, task_id, enqueued_at, enqueued_by)
-VALUES (%s, %s, %s, %s, {now}, %s){on_conflict}"""
-
-
-class Upkeep(Connected, abc.ABC):
+class Upkeep(PeriodicTables, abc.ABC):
     """See base.Engine for what each method promises."""
-
-    @abc.abstractmethod
-    def insert(self, rows: Sequence[NewTask], notify: bool = True) -> None:
-        """As base.Engine says."""
 
     # Upkeep
 
@@ -247,52 +220,6 @@ class Upkeep(Connected, abc.ABC):
             if values:
                 rows = ", ".join([WORKER_ROW] * len(values))
                 self.run(WORKER_INSERT, list(itertools.chain(*values)), rows=self.sql(rows))
-
-    # Periodic
-
-    def periodic_states(self) -> dict[str, PeriodicState]:
-        connection = self.connection
-        return {
-            name: PeriodicState(
-                spec=spec,
-                since=utc_value(since, connection),
-                last_due=None if last_due is None else utc_value(last_due, connection),
-                deployed_at=utc_value(deployed_at, connection),
-            )
-            for name, spec, since, last_due, deployed_at in self.rows(
-                PERIODIC_STATES, (self.backend,)
-            )
-        }
-
-    def begin_periodic(
-        self, name: str, task_path: str, spec: str, deployed_at: datetime.datetime
-    ) -> None:
-        deployed = self.time(deployed_at)
-        if not self.run(PERIODIC_EDIT, (task_path, spec, deployed, self.backend, name)):
-            self.run(PERIODIC_BEGIN, (self.backend, name, task_path, spec, deployed))
-
-    def enqueue_occurrence(
-        self,
-        name: str,
-        due_at: datetime.datetime,
-        row: NewTask,
-        node_name: str,
-        error: dict[str, str] | None = None,
-    ) -> bool:
-        due = self.time(due_at)
-        inserted = self.run(OCCURRENCE, (self.backend, name, due, row.id, node_name))
-        self.run(PERIODIC_FIRED, (due, self.backend, name, due))
-        if not inserted:
-            return False
-        self.insert([row], notify=error is None)
-        if error is not None:
-            retain = bounded(policy_from_text(row.policy).retention(failed=True))
-            self.run(FAIL_NEW, (dump_json([error]), retain, row.id))
-        return True
-
-    def prune_occurrences(self, days: int) -> int:
-        before = self.now() - datetime.timedelta(days=days)
-        return self.run(OCCURRENCES_PRUNE, (self.backend, self.time(before)))
 
 
 def bounded(seconds: float | None) -> float | None:
