@@ -23,7 +23,7 @@ from django.utils.json import normalize_json
 
 from .engines import Claimed, Outcome
 from .exceptions import Discard, Retry, TaskInterrupted, TaskTimeout
-from .fields import as_utc, dump_json, explain_not_json
+from .fields import as_utc, dump_json, explain_not_json, is_plain_json
 from .listeners import anybody_listens
 from .policy import Policy, class_path, seconds
 from .results import (
@@ -137,6 +137,11 @@ def _result_at_end(
 def _return_value(task: DjangoTask, raw: Any) -> str:
     if raw is None:
         return "null"
+    try:
+        if is_plain_json(raw):
+            return dump_json(raw)
+    except (ValueError, RecursionError):
+        pass  # said below by its place
     try:
         normalized = normalize_json(raw)
     except (TypeError, ValueError):
