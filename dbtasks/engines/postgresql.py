@@ -32,6 +32,7 @@ from .portable import (
     in_claim_order,
     insert_sql,
 )
+from .prepared import Prepared
 from .upkeep import bounded
 
 # One queue: the index gives the rows in claim order, nothing is sorted.
@@ -142,6 +143,10 @@ FINISH_AND_CLAIM_ONE_QUEUE = {
     several: finish_and_claim_sql(outcomes, CANDIDATES_OF_ONE_QUEUE, CLAIM, COLUMNS)
     for several, outcomes in OUTCOMES_OF.items()
 }
+# With its limit as a number: PostgreSQL keeps no plan for a limit that it does not know.
+FINISH_ONE_AND_CLAIM_ONE = finish_and_claim_sql(
+    OUTCOME, CANDIDATES_OF_ONE_QUEUE.replace("LIMIT %s", "LIMIT 1"), CLAIM, COLUMNS
+)
 FINISH_AND_CLAIM_SEVERAL_QUEUES = {
     several: finish_and_claim_sql(
         outcomes, CANDIDATES_OF_SEVERAL_QUEUES, CLAIM_OF_SEVERAL, COLUMNS + 1
@@ -188,6 +193,7 @@ class PostgreSQLEngine(Networked, PortableEngine):
         super().__init__(alias, backend)
         self.channel = channel_name(backend)
         self.notices = Notices()
+        self.finish_and_claim_one = Prepared(self.sql(FINISH_ONE_AND_CLAIM_ONE))
         self._only_one = NOT_ONE  # replaced whole: threads share it
 
     # Producing
@@ -241,7 +247,13 @@ class PostgreSQLEngine(Networked, PortableEngine):
         several, done = outcome_parameters(outcomes)
         parameters, more = self.candidates(queues, limit)
         texts = FINISH_AND_CLAIM_SEVERAL_QUEUES if more else FINISH_AND_CLAIM_ONE_QUEUE
-        rows = self.rows(texts[several], [*done, *parameters, who.node, who.worker], **more)
+        rows = None
+        if limit == 1 and not several and not more:
+            one_queue = parameters[:-1]  # the limit stands in the text
+            values = [*done, *one_queue, who.node, who.worker]
+            rows = self.finish_and_claim_one.rows(self.connection, values)
+        if rows is None:
+            rows = self.rows(texts[several], [*done, *parameters, who.node, who.worker], **more)
         finished = {self.hex(row[0]) for row in rows if row[1] is None}
         claimed = self.claimed([row for row in rows if row[1] is not None], queues)
         if not claimed and not more and queues.only is None:
@@ -303,7 +315,9 @@ def insertion(rows: Iterable[tuple[Any, ...]]) -> tuple[str, list[Any]]:
     count = len(columns[0])
     if count == 1:
         return insert_sql(1), [column[0] for column in columns]
-    common, lists, shapes = [], [], []
+    common: list[Any] = []
+    lists: list[Any] = []
+    shapes = []
     for name, column in zip(INSERT_COLUMNS, columns, strict=True):
         if column.count(column[0]) == count:
             common.append(column[0])

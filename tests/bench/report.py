@@ -34,6 +34,11 @@ CHAPTERS = {
         "return of its commit until its first line runs. (A start may be seen before the commit "
         "has returned to the producer.)",
     ),
+    "overtake": Chapter(
+        "Overtaking",
+        "How long a task of a high priority waits while all workers have more to do than they can: "
+        "from the return of its commit until its first line runs.",
+    ),
     "rescue": Chapter(
         "Rescue", "From `kill -9` of a busy worker until its task runs again on another one."
     ),
@@ -74,7 +79,7 @@ def page(
         "# Benchmark",
         "",
         "Written by `make bench WRITE=1` (with `PEERS=1` for the other products). Figures hold for",
-        f"the machine they come from. Each is the median of {repetitions}, with the least and the",
+        f"the machine they come from. Each is the median of {repetitions} with the least and the",
         "most in brackets; what is compared took turns. Servers are durable: fsync is on in",
         "PostgreSQL, `innodb_flush_log_at_trx_commit=1` in MariaDB, WAL with `synchronous=NORMAL`",
         "in SQLite. Database, producers and workers share the machine's CPUs.",

@@ -20,6 +20,7 @@ class Sizes:
     drain_raw: tuple[int, ...] = (1, 50)
     drain_variants: tuple[str, ...] = ("auto", "1")
     pickups: int = 200
+    overtakings: int = 50
     idle_seconds: float = 30.0
     idle_workers: tuple[int, ...] = (1, 8)
     history: int = 1_000_000
@@ -34,6 +35,7 @@ class Sizes:
     scale_workers: tuple[int, ...] = (1, 2, 4, 8, 16)
     scale_milliseconds: tuple[int, ...] = (0, 1, 10, 100)
     scale_nodes: tuple[int, ...] = (1, 2, 4)
+    scale_batches: tuple[int, ...] = (1, 5, 20, 50, 200)
     kills: int = 20
 
 
@@ -44,6 +46,7 @@ QUICK = Sizes(
     drain_workers=(4,),
     drain_variants=("auto",),
     pickups=15,
+    overtakings=10,
     idle_seconds=2.0,
     idle_workers=(8,),
     history=20_000,
@@ -58,6 +61,7 @@ QUICK = Sizes(
     scale_workers=(4,),
     scale_milliseconds=(10,),
     scale_nodes=(),
+    scale_batches=(),
     kills=2,
 )
 

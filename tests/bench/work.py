@@ -2,7 +2,7 @@
 
     python -m tests.bench.work migrate
     python -m tests.bench.work fill TASK COUNT [ARGUMENT ...]
-    python -m tests.bench.work produce PATH COUNT        one `stamp` every 50 to 150 ms
+    python -m tests.bench.work produce PATH COUNT [TASK] one `stamp` every 50 to 150 ms
     python -m tests.bench.work enqueue MODE COUNT        prints calls per second
     python -m tests.bench.work crowd PROCESSES COUNT     the same by many processes at once
 
@@ -43,13 +43,13 @@ def fill(task: str, count: str, *arguments: str) -> None:
         tasks().enqueue_many(task, min(BATCH, int(count) - done), *values)
 
 
-def produce(path: str, count: str) -> None:
+def produce(path: str, count: str, task: str = "stamp") -> None:
     """Prints, for each call, its number and when its transaction was committed."""
     pauses = random.Random(SEED)
     for number in range(int(count)):
         time.sleep(pauses.uniform(*PAUSE))
         with transaction.atomic():
-            tasks().enqueue("stamp", path, number)
+            tasks().enqueue(task, path, number)
         print(number, repr(time.time()))
 
 
