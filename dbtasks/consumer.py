@@ -18,16 +18,15 @@ from django.tasks.signals import task_finished
 from django.utils import timezone
 
 from .engines import Claimant, Claimed, Engine, Outcome
-from .exceptions import ResultNotStored
-from .execution import Execution, described, execute, interrupts
-from .fields import dump_json
+from .execution import Execution, execute, interrupts
 from .hand import Hand
 from .hygiene import tidy_up, watch_for_transactions
 from .ids import dashed
 from .lease import Lease
+from .outcomes import log_outcome, not_stored, size
 from .pace import WORTH, Pace
 from .queues import QueueSelection
-from .results import json_list, update_result
+from .results import update_result
 
 if TYPE_CHECKING:
     from .backend import DatabaseBackend
@@ -348,58 +347,3 @@ class Consumer:
                 if lost:
                     self.control.database_found()
                 return result
-
-
-def size(outcome: Outcome) -> int:
-    return len(outcome.return_value or "") + len(outcome.errors)
-
-
-def not_stored(outcome: Outcome, refusal: DatabaseError) -> Outcome:
-    """The outcome of a task whose return value the database does not take."""
-    told = " ".join(str(refusal).split())
-    error = described(ResultNotStored(f"the database refused the return value: {told}"))
-    return outcome._replace(
-        status="FAILED",
-        return_value=None,
-        errors=dump_json([*json_list(outcome.errors)[-3:], error]),
-        retry_in=None,
-    )
-
-
-def log_outcome(execution: Execution, about: dict[str, Any]) -> None:
-    """One line per task: DEBUG when all is well, the traceback once when it is not."""
-    claimed, outcome = execution.claimed, execution.outcome
-    if not execution.failed:
-        logger.debug(
-            "task %s done in %.1f ms", claimed.task_path, execution.seconds * 1000, extra=about
-        )
-    elif outcome.retry_in is None:
-        logger.error(
-            "task %s (%s) failed: %s",
-            claimed.task_path,
-            dashed(claimed.id),
-            summary(execution.error),
-            exc_info=execution.error,
-            extra=about,
-        )
-    else:
-        logger.warning(
-            "task %s (%s) runs again in %.1f s: %s",
-            claimed.task_path,
-            dashed(claimed.id),
-            outcome.retry_in,
-            summary(execution.error),
-            extra=about,
-        )
-
-
-def summary(error: BaseException | None) -> str:
-    """An exception in one line; its arguments may be long."""
-    if error is None:
-        return "the database refused its result"
-    try:
-        told = " ".join(str(error).split())
-    except BaseException:  # a __str__ can raise anything
-        told = ""
-    name = type(error).__name__
-    return f"{name}: {told[:200]}" if told else name

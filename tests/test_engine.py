@@ -279,6 +279,19 @@ def test_a_queue_whose_rows_others_hold_hides_no_other_queue(engine, database):
         assert elsewhere(lambda: claim_one(engine, OTHER).queue) == "b"
 
 
+def test_the_only_queue_is_not_asked_for_what_it_would_give_next(engine, database, monkeypatch):
+    if database != "mysql":
+        pytest.skip("PostgreSQL's plans and SQLite's probes have tests of their own")
+    monkeypatch.setattr("dbtasks.engines.mysql.NAMES_GOOD_FOR", 3600.0)
+    first, second, _ = put(engine, new_task("a"), new_task("a"), new_task("other"))
+    assert claim_one(engine, queues=select_queues(["a*"])).id == first
+    with statements() as seen:
+        assert claim_one(engine, queues=select_queues(["a*"])).id == second
+    assert [sql for sql, _ in seen if "UNION" in sql or "GROUP BY" in sql] == []
+    put(engine, new_task("ab"))
+    assert claim_one(engine, queues=select_queues(["a*"])).queue == "ab"
+
+
 def test_a_higher_priority_overtakes_at_once(engine):
     put(engine, *(new_task(queue) for queue in "aabb"))
     claim_one(engine)

@@ -11,7 +11,6 @@ from tests.bench.stage import Stage
 from tests.waiting import wait_until
 
 WORKERS = 2
-MILLISECONDS = (1, 10)
 SECONDS_EACH = 0.2  # a task of high priority comes at least so often
 ARRIVAL_SECONDS = 60.0
 
@@ -25,7 +24,7 @@ def measure(stage: Stage) -> list[Figure]:
             f"past tasks of {milliseconds} ms, {WORKERS} workers",
             functools.partial(once, ours, milliseconds, count),
         )
-        for milliseconds in MILLISECONDS
+        for milliseconds in stage.sizes.overtake_milliseconds
     ]
     return stage.repeat("overtake", cases)
 

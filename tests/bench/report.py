@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tests.bench.chart import chart
 from tests.bench.figures import Figure
+from tests.bench.fleet import THREADS
 from tests.bench.table import number, render, table
 
 BEGIN, END = "<!-- benchmark: written by make bench WRITE=1 -->", "<!-- end of benchmark -->"
@@ -63,6 +64,14 @@ CHAPTERS = {
         "Tasks that wait for so long as a call to a service would, by workers and by nodes. What "
         "is missing from 100 % of the workers' time is what the queue costs, and the lack of CPUs.",
         "tasks/s",
+    ),
+    "fleet": Chapter(
+        "Fleet",
+        "What many nodes ask of one database. Computed: what one node does in a second, times what "
+        "each statement takes alone, times the nodes. Simulated: all nodes at once, played by "
+        f"{THREADS} threads that do the same for some seconds. A task is one statement and one "
+        "commit here, as it is when tasks are too long to be claimed many at a time. Above 100 % "
+        "the statements keep more than one connection busy.",
     ),
 }
 

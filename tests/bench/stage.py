@@ -21,6 +21,7 @@ class Sizes:
     drain_variants: tuple[str, ...] = ("auto", "1")
     pickups: int = 200
     overtakings: int = 50
+    overtake_milliseconds: tuple[int, ...] = (1, 10)
     idle_seconds: float = 30.0
     idle_workers: tuple[int, ...] = (1, 8)
     history: int = 1_000_000
@@ -37,6 +38,9 @@ class Sizes:
     scale_nodes: tuple[int, ...] = (1, 2, 4)
     scale_batches: tuple[int, ...] = (1, 5, 20, 50, 200)
     kills: int = 20
+    fleet_nodes: int = 50
+    fleet_seconds: float = 20.0
+    fleet_loads: tuple[float, ...] = (0, 5)  # tasks per second and node
 
 
 FULL = Sizes()
@@ -46,7 +50,8 @@ QUICK = Sizes(
     drain_workers=(4,),
     drain_variants=("auto",),
     pickups=15,
-    overtakings=10,
+    overtakings=8,
+    overtake_milliseconds=(10,),
     idle_seconds=2.0,
     idle_workers=(8,),
     history=20_000,
@@ -63,6 +68,9 @@ QUICK = Sizes(
     scale_nodes=(),
     scale_batches=(),
     kills=2,
+    fleet_nodes=10,
+    fleet_seconds=2.0,
+    fleet_loads=(5,),
 )
 
 

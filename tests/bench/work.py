@@ -5,6 +5,7 @@
     python -m tests.bench.work produce PATH COUNT [TASK] one `stamp` every 50 to 150 ms
     python -m tests.bench.work enqueue MODE COUNT        prints calls per second
     python -m tests.bench.work crowd PROCESSES COUNT     the same by many processes at once
+    python -m tests.bench.work fleet ...                 ours only, see tests/bench/fleet.py
 
 Which product that is, is said by BENCH_TASKS and the settings; nothing here knows it.
 """
@@ -98,12 +99,17 @@ def member(barrier: Barrier, count: int) -> None:
     one_by_one(count)
 
 
+def fleet(*words: str) -> None:
+    importlib.import_module("tests.bench.fleet").main(*words)
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "migrate": migrate,
     "fill": fill,
     "produce": produce,
     "enqueue": enqueue,
     "crowd": crowd,
+    "fleet": fleet,
 }
 
 
