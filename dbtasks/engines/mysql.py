@@ -7,11 +7,12 @@ MariaDB has no UPDATE … RETURNING, so a claim is two statements in one transac
 from __future__ import annotations
 
 import contextlib
+import datetime
 import functools
 import hashlib
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Concatenate
 
 from django.db import DatabaseError, OperationalError
@@ -20,6 +21,7 @@ from ..queues import QueueSelection
 from .base import Claimant, Claimed, Death, NodeInfo, Outcome, Rescued
 from .connection import is_missing_table, plain_transaction
 from .network import Networked
+from .operations import Row
 from .portable import ByQueueEngine, Head, in_claim_order, outcomes_as_json
 
 DEADLOCK, LOCK_WAIT_TIMEOUT = 1213, 1205
@@ -225,6 +227,31 @@ class MySQLEngine(Networked, ByQueueEngine):
         return super().change_selected(select, change, limit)
 
     @retried
+    def decide_batch(
+        self,
+        ids: Sequence[str],
+        states: tuple[str, ...],
+        write: Callable[[Sequence[Row]], object],
+    ) -> dict[str, str]:
+        return super().decide_batch(ids, states, write)
+
+    @retried
+    def settle_batch(self, ids: Sequence[str]) -> None:
+        super().settle_batch(ids)
+
+    @retried
+    def park_rows(self, who: Claimant, task: str, claims: Sequence[tuple[str, int]]) -> int:
+        return super().park_rows(who, task, claims)
+
+    @retried
+    def unpark_batch(self, at: datetime.datetime) -> int:
+        return super().unpark_batch(at)
+
+    @retried
+    def delete_finished(self, ids: Sequence[Any]) -> int:
+        return super().delete_finished(ids)
+
+    @retried
     def renew_lease(self, node: NodeInfo, state: str = "running") -> None:
         super().renew_lease(node, state)
 
@@ -235,6 +262,14 @@ class MySQLEngine(Networked, ByQueueEngine):
     @retried
     def save_workers(self, node_id: str, workers: Sequence[dict[str, Any]]) -> None:
         super().save_workers(node_id, workers)
+
+    @retried
+    def add_counts(self, counts: Mapping[tuple[str, str], Sequence[int]]) -> None:
+        super().add_counts(counts)
+
+    @retried
+    def prune_counts(self, limit: int = 1000) -> int:
+        return super().prune_counts(limit)
 
     @contextlib.contextmanager
     def locked(self, name: str) -> Iterator[bool]:

@@ -13,6 +13,9 @@ from typing import Any, NamedTuple
 from ..fields import utc_value
 from ..queues import QueueSelection
 from .base import Claimant, Claimed, Glance, NewTask, Outcome
+from .operations import Operations
+from .overview import Overview
+from .statistics import Statistics
 from .upkeep import RELEASE, Upkeep, bounded
 
 INSERT_BATCH = 500
@@ -112,7 +115,7 @@ class Head(NamedTuple):
     queue: str
 
 
-class PortableEngine(Upkeep):
+class PortableEngine(Operations, Overview, Statistics, Upkeep):
     """Base of the engines. See base.Engine for what each method promises."""
 
     # Producing
