@@ -32,6 +32,7 @@ from tests.engines import (
 )
 
 TABLE = "dbtasks_scheduledtask"
+INDEXES = {f"{TABLE}_pkey", *(index.name for index in ScheduledTask._meta.indexes)}
 QUEUES = ["bulk", "default", "email", "email-bulk", "reports"]
 HISTORY, DOUBLINGS = 3000, 5
 DEFERRED, READY = 3000, 2000
@@ -129,7 +130,7 @@ def postgresql_steps(plan: dict[str, Any], sorts: bool = False) -> Iterator[Step
     sorts |= kind in ("Sort", "Incremental Sort")
     if kind == "Seq Scan" and plan["Relation Name"] == TABLE:
         yield Step(None, True, sorts, str(plan))
-    elif index is not None and "dbtasks_" in index:
+    elif index in INDEXES:  # other tables are small, and read as the planner likes
         yield Step(index, "Index Cond" not in plan, sorts, str(plan))
     for child in plan.get("Plans", []):
         apart = child.get("Parent Relationship") in ("InitPlan", "SubPlan")

@@ -1,7 +1,7 @@
 """Fleet: what fifty nodes ask of one database, computed from what each statement costs alone, and
 the same with fifty nodes that are played by threads, all at once.
 
-    python -m tests.bench.work fleet NODES WORKERS SECONDS LOAD
+    python -m tests.bench.work fleet NODES WORKERS SECONDS LOAD TRIES
 
 prints what it computed and what it saw as JSON. This module is imported by both sides, so what
 needs Django is imported where it is used.
@@ -23,7 +23,6 @@ from tests.bench.stage import Stage
 
 WORKERS = 2  # of each node
 THREADS = 8  # that play all nodes
-TRIES = 100  # of each statement, to know its cost
 PAUSE = 0.01  # seconds between two of them
 # As the Timekeeper and the workers do it; seconds. Only PostgreSQL tells them of new tasks.
 HEARTBEAT, PROMOTION, OWN_LOOK = 10.0, 60.0, 30.0
@@ -70,7 +69,7 @@ def measure(stage: Stage) -> list[Figure]:
     for load in sizes.fleet_loads:
         told = f"{load:g} tasks/s each" if load else "idle"
         name = f"{sizes.fleet_nodes} nodes of {WORKERS} workers, {told}"
-        words = [sizes.fleet_nodes, WORKERS, sizes.fleet_seconds, load]
+        words = [sizes.fleet_nodes, WORKERS, sizes.fleet_seconds, load, sizes.fleet_tries]
         run = functools.partial(once, ours, *words)
         figures += split(stage.repeat("fleet", [Case(ours.name, name, run)]))
     return figures
@@ -148,33 +147,34 @@ def play(chores: list[Chore], nodes: range, until: float, seen: Seen, random: Ra
         connections.close_all()
 
 
-def main(nodes: str, workers: str, seconds: str, load: str) -> None:
+def main(nodes: str, workers: str, seconds: str, load: str, tries: str) -> None:
+    """`tries`: of each statement, to know its cost."""
     from django.tasks import default_task_backend
 
     engine: Any = default_task_backend.engine  # type: ignore[attr-defined]
     chores = list(chores_of(engine, int(workers), float(load)))
     rate = sum(chore.per_second for chore in chores if chore.name == "task")
-    fill(int(rate * int(nodes) * float(seconds) * 1.2) + 2 * TRIES)
+    fill(int(rate * int(nodes) * float(seconds) * 1.2) + 2 * int(tries))
     for number in range(int(nodes)):  # registered, with a first task in hand
         for chore in chores:
             chore.do(number)
     for chore in chores:
-        chore.cost = cost(chore, int(nodes))
+        chore.cost = cost(chore, int(nodes), int(tries))
     found = computed(chores, int(nodes)) | simulated(chores, int(nodes), float(seconds))
     for number in range(int(nodes)):
         engine.end_lease(f"{number:032x}")
     print(json.dumps(found))
 
 
-def cost(chore: Chore, nodes: int) -> float:
+def cost(chore: Chore, nodes: int, tries: int) -> float:
     """Seconds. With pauses, as it is in life: what comes now and then finds cold caches."""
     total = 0.0
-    for number in range(TRIES):
+    for number in range(tries):
         time.sleep(PAUSE)
         began = time.perf_counter()
         chore.do(number % nodes)
         total += time.perf_counter() - began
-    return total / TRIES
+    return total / tries
 
 
 def fill(count: int) -> None:

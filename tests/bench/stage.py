@@ -40,6 +40,7 @@ class Sizes:
     kills: int = 20
     fleet_nodes: int = 50
     fleet_seconds: float = 20.0
+    fleet_tries: int = 100
     fleet_loads: tuple[float, ...] = (0, 5)  # tasks per second and node
 
 
@@ -70,6 +71,7 @@ QUICK = Sizes(
     kills=2,
     fleet_nodes=10,
     fleet_seconds=2.0,
+    fleet_tries=20,
     fleet_loads=(5,),
 )
 
