@@ -94,6 +94,19 @@ class TestThePlan:
         assert "EXECUTE" not in go_on(engine, 2)
         assert not engine.finish_and_claim_one.usable
 
+    def test_where_the_server_binds_the_parameters_the_work_is_done_without_it(
+        self, engine: Any
+    ) -> None:
+        from django.db.backends.postgresql.base import ServerBindingCursor
+
+        engine.now()
+        connection.connection.cursor_factory = ServerBindingCursor
+        try:
+            go_on(engine, 2)
+        finally:
+            engine.close()
+        assert not engine.finish_and_claim_one.usable
+
     def test_inside_a_transaction_it_is_not_used(self, engine: Any) -> None:
         with transaction.atomic():
             assert "EXECUTE" not in go_on(engine, 2)

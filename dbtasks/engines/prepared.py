@@ -22,7 +22,11 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 # PostgreSQL's error codes (Appendix A of its manual).
 NO_SUCH_STATEMENT, EXISTS_ALREADY, RESULT_CHANGED = "26000", "42P05", "0A000"
-ELSEWHERE = (NO_SUCH_STATEMENT, EXISTS_ALREADY, RESULT_CHANGED)
+# EXECUTE takes no parameters from the protocol, as Django's server_side_binding sends them.
+NO_PARAMETER, UNKNOWN_TYPE = "42P02", "42P18"
+CANNOT_BE_USED = frozenset(
+    {NO_SUCH_STATEMENT, EXISTS_ALREADY, RESULT_CHANGED, NO_PARAMETER, UNKNOWN_TYPE}
+)
 # A plan is made for the table as it is: what was right for ten rows is not for a million. So it is
 # made anew after so many seconds and uses, whichever comes first.
 GOOD_FOR_SECONDS = 1.0
@@ -55,7 +59,7 @@ class Prepared:
                 cursor.execute(self.execute, parameters)
                 return list(cursor.fetchall())
         except DatabaseError as error:
-            if sqlstate(error) not in ELSEWHERE:
+            if sqlstate(error) not in CANNOT_BE_USED:
                 raise
             self.usable = False
             return None
