@@ -6,20 +6,20 @@ A worker knows how to wait, when to stop and how to interrupt a task; it hands t
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import logging
 import random
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from django.db import Error as DatabaseError
 from django.tasks.signals import task_finished
 from django.utils import timezone
 
+from .control import Control
 from .engines import Claimant, Claimed, Engine, Outcome
 from .execution import Execution, execute, interrupts
-from .hand import Hand
 from .hygiene import tidy_up, watch_for_transactions
 from .ids import dashed
 from .lease import Lease
@@ -39,56 +39,10 @@ T = TypeVar("T")
 LARGE = 1024 * 1024  # characters of an outcome that may be more than a database takes at once
 SEEN_WITHIN = 0.02  # seconds after its end in which the outcome of a task is written
 RETRY_FIRST, RETRY_MOST = 0.1, 5.0  # seconds between two tries to reach the database
+PARKING = 100  # rows to claim at once after those before were all of paused tasks
 # Seconds after a failed statement during which it may still take effect: the server can be slow to
 # notice that nobody waits for its answer.
 LATE_EFFECT = 120.0
-
-
-class Control(Protocol):
-    """What a worker process and a worker thread do differently."""
-
-    @property
-    def hand(self) -> Hand:
-        """What the worker holds besides the task that it runs."""
-
-    def stopping(self) -> bool:
-        """Whether no further task is to be claimed; also the sign of life of a busy worker."""
-
-    def idle(self) -> None:
-        """From now on a wake-up will be noticed; called before the last look at the queue."""
-
-    def wait(self) -> None:
-        """Returns on a wake-up, when it is time to look by ourselves, or when stopping."""
-
-    def pause(self, seconds: float) -> None:
-        """Waits for the database; returns early when stopping."""
-
-    def began(self, claimed: Claimed) -> None:
-        """A task starts."""
-
-    def ended(self, execution: Execution) -> bool:
-        """A task is over; its outcome is not written yet. Whether `hand` keeps it until it is."""
-
-    def settled(self) -> None:
-        """The outcomes of all tasks that ended are written."""
-
-    def counting(self, tally: Tally) -> None:
-        """Here the consumer counts what it has run; hand it on from time to time, and at last."""
-
-    def gave_back(self, count: int) -> None:
-        """So many rows that we had claimed are ready again, for others."""
-
-    def allowance(self) -> int | None:
-        """How many more tasks are to be begun here; None for any number."""
-
-    def limit(self, seconds: float | None) -> contextlib.AbstractContextManager[None]:
-        """Raises TaskTimeout, or TaskInterrupted on shutdown, in what runs inside."""
-
-    def database_lost(self, why: str) -> None:
-        """The database went away; tries go on."""
-
-    def database_found(self) -> None:
-        """It is back."""
 
 
 class Consumer:
@@ -105,7 +59,9 @@ class Consumer:
         self.backend = backend
         self.engine: Engine = backend.engine
         self.who = who
-        self.queues = queues
+        self.served = queues
+        self.queues = queues  # without what is paused
+        self.paused_tasks: frozenset[str] = frozenset()
         self.control = control
         self.lease = lease
         self.hand = control.hand
@@ -117,6 +73,8 @@ class Consumer:
         self._unwritten_since = 0.0
         self._hurry = False  # something unwritten may not wait
         self._outages = 0
+        self._pauses_seen: int | None = None
+        self._parked = False  # whether there may be more behind what the last claim gave
         self._strays_until: float | None = None
 
     def run(self) -> None:
@@ -129,6 +87,8 @@ class Consumer:
             if claimed:
                 waited = False
                 self.run_batch(claimed)
+            elif self._parked:
+                waited = False
             elif not waited:
                 waited = True  # look once more, now that a wake-up would be noticed
             elif claimed is not None:
@@ -159,7 +119,9 @@ class Consumer:
 
     def is_over(self) -> bool:
         """Whether the rows at hand are not to be started any more."""
-        return self.control.stopping() or (self.lease is not None and self.lease.is_lapsed)
+        if self.control.stopping():
+            return True
+        return self.lease is not None and (self.lease.is_lapsed or self.pauses_changed)
 
     def must_write_first(self, foreseen: float) -> bool:
         """Whether what is unwritten cannot wait until a task that takes so long is over."""
@@ -206,6 +168,8 @@ class Consumer:
             self.release_strays()
         if self.lease is not None and self.lease.is_doubtful:
             self.lease.renew(self.engine)
+        if self.pauses_changed:
+            self.heed_pauses()
         outcomes = [execution.outcome for execution in self._unwritten]
         try:
             written, claimed = self.engine.finish_and_claim(
@@ -217,11 +181,38 @@ class Consumer:
             self.finish_one_by_one(error)
             return []
         self.settle(written)
-        return claimed
+        return self.put_aside(claimed) if self.paused_tasks else claimed
+
+    # Pauses
+
+    @property
+    def pauses_changed(self) -> bool:
+        return self.lease is not None and self.lease.pauses != self._pauses_seen
+
+    def heed_pauses(self) -> None:
+        """Asks what is paused, and claims nothing of that from now on."""
+        revision = self.lease.pauses if self.lease is not None else 0
+        pauses = self.engine.pauses()
+        self._pauses_seen, self._parked = revision, False
+        self.queues = self.served.without(row.name for row in pauses if row.kind == "queue")
+        self.paused_tasks = frozenset(row.name for row in pauses if row.kind == "task")
+
+    def put_aside(self, claimed: list[Claimed]) -> list[Claimed]:
+        """Parks the rows of paused tasks where no claim meets them again; returns the others."""
+        paused = [row for row in claimed if row.task_path in self.paused_tasks]
+        self._parked = bool(claimed) and len(paused) == len(claimed)
+        if not paused:
+            return claimed
+        rows = [(row.id, row.attempt, row.task_path) for row in paused]
+        if self.engine.park(self.who, rows) < len(rows):
+            # Their pause has just ended.
+            self.engine.release(self.who, [(row.id, row.attempt) for row in paused])
+            self._pauses_seen = None
+        return [row for row in claimed if row.task_path not in self.paused_tasks]
 
     def room(self) -> int:
         """How many rows to claim now."""
-        wanted = min(self.pace.limit, self.hand.room)
+        wanted = min(PARKING if self._parked else self.pace.limit, self.hand.room)
         allowed = self.control.allowance()
         return wanted if allowed is None else max(1, min(wanted, allowed))
 
@@ -254,14 +245,16 @@ class Consumer:
     def finish_one_by_one(self, error: DatabaseError) -> None:
         """The database refuses what a task returned: that fails this task and no other."""
         written = set()
-        for execution in self._unwritten:
+        for position, execution in enumerate(self._unwritten):
             tidy_up(self.engine)
             try:
                 written |= self.engine.finish([execution.outcome])
             except DatabaseError as refusal:
                 if self.is_away(refusal, [execution.outcome]):
                     raise
-                written |= self.engine.finish([not_stored(execution.outcome, refusal)])
+                failed = not_stored(execution.outcome, refusal)
+                written |= self.engine.finish([failed])
+                self._unwritten[position] = dataclasses.replace(execution, outcome=failed)
         self.settle(written)
 
     def is_away(self, error: DatabaseError, outcomes: Iterable[Outcome]) -> bool:

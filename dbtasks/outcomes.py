@@ -8,7 +8,7 @@ from typing import Any
 from django.db import Error as DatabaseError
 
 from .engines import Outcome
-from .exceptions import ResultNotStored
+from .exceptions import ResultNotStored, TaskCancelled
 from .execution import Execution, described
 from .fields import dump_json
 from .ids import dashed
@@ -39,6 +39,10 @@ def log_outcome(execution: Execution, about: dict[str, Any]) -> None:
     if not execution.failed:
         logger.debug(
             "task %s done in %.1f ms", claimed.task_path, execution.seconds * 1000, extra=about
+        )
+    elif isinstance(execution.error, TaskCancelled):
+        logger.warning(
+            "task %s (%s) was cancelled", claimed.task_path, dashed(claimed.id), extra=about
         )
     elif outcome.retry_in is None:
         logger.error(

@@ -21,9 +21,11 @@ from dbtasks.engines import Death, NodeInfo
 from dbtasks.ids import random_suffix
 
 from .application import Application
+from .cancel import Cancels
 from .channel import Message
 from .child import Child, Kind, Life, Slot, describe_end
 from .errands import Errands
+from .exporter import Exporter
 from .janitor import Rescue
 from .logs import reopen_logs, set_process_name
 from .newborn import EXIT_BOOT, EXIT_CRASHED
@@ -101,10 +103,12 @@ class Supervisor:
         self.outage = Outage(self.nursery)
         self.vigil = Vigil(self.nursery, config.max_memory)
         self.overruns = Overruns(self.nursery, self.errands)
+        self.cancels = Cancels(self.nursery, self.overruns)
         self.reload = Reload(
             application, self.nursery, self.notifier, pidfile, self.overruns, self.errands
         )
         self.relay = Relay(self.nursery)
+        self.exporter = Exporter(self.nursery, config.metrics_port)
         self.reporter = Reporter(self)
 
     # The loop
@@ -144,10 +148,13 @@ class Supervisor:
         now = time.monotonic()
         self.vigil.keep_deadlines(now)
         self.overruns.look(now)
+        self.cancels.look(now)
         if now - self.looked_at >= LOOK:
             self.looked_at = now
             self.look_after_children(now)
         self.fill_slots(now)
+        if self.phase < Phase.LEAVING:
+            self.exporter.look(now)
         self.errands.start(now, cleanup=self.phase is Phase.RUNNING)
         self.shut_down_further(now)
         self.reporter.report(now)
@@ -164,7 +171,8 @@ class Supervisor:
         # What cannot be acted upon yet is no deadline: it would keep the loop spinning.
         if self.phase in (Phase.DRAINING, Phase.INTERRUPTING, Phase.LEAVING):
             times.append(self.phase_ends)
-        times += [at for at in (self.errands.wake_at, self.overruns.wake_at) if at is not None]
+        others = (self.errands.wake_at, self.overruns.wake_at, self.cancels.wake_at)
+        times += [at for at in others if at is not None]
         return max(0.0, min(min(times) - now, LOOK))
 
     # Signals
@@ -250,6 +258,8 @@ class Supervisor:
                 self.relay.receive(message)
             case "watch":
                 self.overruns.watch(child)
+            case "cancel":
+                self.cancels.ask(message, time.monotonic())
             case "limit":
                 child.deadline = float(message["deadline"])
             case "recycle":
@@ -302,6 +312,8 @@ class Supervisor:
                 self.bury_worker(child, status)
             case Kind.JANITOR:
                 self.errands.bury(child, crashed)
+            case Kind.EXPORTER:
+                self.exporter.ended(child, crashed and self.phase < Phase.LEAVING)
             case Kind.CHECKER:
                 self.reload.checked(status, self.phase is Phase.RUNNING)
             case Kind.SCHEDULER:
@@ -311,9 +323,11 @@ class Supervisor:
                     if child.node == self.node.id:
                         self.wake_workers(len(self.slots))
         self.overruns.forget(child)
+        self.cancels.forget(child)
         for slot in self.slots:
             if slot.child is child:
-                slot.note_end(child, crashed, random.uniform(0.75, 1.25))
+                bad_end = crashed and not child.cancelled
+                slot.note_end(child, bad_end, random.uniform(0.75, 1.25))
         self.note_boot_failure(child, status)
         child.close()
         self.outage.ended(child)
@@ -369,6 +383,7 @@ class Supervisor:
         self.vigil.look(now)
         self.outage.look(now)
         self.relay.pass_on()
+        self.relay.tell_rates(now)
         self.reporter.look_for_trouble()
         self.check_ready()
         self.recycle_one()
@@ -432,7 +447,7 @@ class Supervisor:
         for child in self.nursery:
             if child.kind in (Kind.WORKER, Kind.SCHEDULER, Kind.JANITOR):
                 child.drain()
-            else:
+            elif child.kind is not Kind.EXPORTER:  # which is asked until the end
                 child.kill()
 
     def interrupt(self) -> None:
@@ -482,6 +497,7 @@ class Supervisor:
         self.phase = Phase.LEAVING
         self.phase_ends = now + JANITOR_GRACE
         self.relay.pass_on()
+        self.exporter.dismiss()
         schedulers = self.nursery.of_kind(Kind.SCHEDULER)
         for child in schedulers:
             child.channel.send("leave")

@@ -170,6 +170,16 @@ class QueueState(NamedTuple):
     since: datetime.datetime
 
 
+class LeaseState(NamedTuple):
+    """A registered node; `age` and `left` in seconds: since its last renewal, until its end."""
+
+    id: str
+    name: str
+    state: str
+    age: float
+    left: float
+
+
 class CancelRequest(NamedTuple):
     """A running task that is to end: which attempt of it, who runs it, and the grace in seconds."""
 
@@ -181,10 +191,16 @@ class CancelRequest(NamedTuple):
 
 
 class Glance(NamedTuple):
-    """`due_in`: seconds until the next deferred row is due (negative: overdue), or None."""
+    """`due_in`: seconds until the next deferred row is due (negative: overdue), or None.
+
+    `pauses`: 0, or a number that is another one whenever what is paused has changed; `cancels`: how
+    many running tasks are to end.
+    """
 
     ready: bool
     due_in: float | None
+    pauses: int = 0
+    cancels: int = 0
 
 
 class Survey(NamedTuple):
@@ -364,6 +380,9 @@ class Engine(Protocol):
         """Replaces what is known of the node's workers (fields of models.Worker)."""
 
     # Statistics
+    def leases(self) -> list[LeaseState]:
+        """The nodes of this backend; one query."""
+
     def add_counts(self, counts: Mapping[tuple[str, str], Sequence[int]]) -> None:
         """Adds to the current minute and to the totals: a number per column of tally.COLUMNS.
 

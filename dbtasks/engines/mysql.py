@@ -29,8 +29,8 @@ DEADLOCK_RETRIES = 8
 
 # The index is named, or a small table is sorted instead of read in claim order.
 CLAIM_SELECT = """
-SELECT id, attempt + 1, task_path, args, kwargs, queue, priority, run_after, enqueued_at,
-    COALESCE(started_at, {now}), {now}, worker_ids, errors, failures, policy, periodic
+SELECT id, attempt + (attempt < 2147483647), task_path, args, kwargs, queue, priority, run_after,
+    enqueued_at, COALESCE(started_at, {now}), {now}, worker_ids, errors, failures, policy, periodic
 FROM dbtasks_scheduledtask FORCE INDEX (dbtasks_claim)
 WHERE backend = %s AND ready_queue = %s{bound}
 ORDER BY precedence, id LIMIT %s
@@ -38,7 +38,8 @@ FOR UPDATE SKIP LOCKED"""
 CLAIM_UPDATE = """
 UPDATE dbtasks_scheduledtask
 SET status = 'RUNNING', ready_queue = NULL, claim_node = %s, claimed_by = %s,
-    attempt = attempt + 1, last_attempted_at = {now}, started_at = COALESCE(started_at, {now})
+    attempt = attempt + (attempt < 2147483647), last_attempted_at = {now},
+    started_at = COALESCE(started_at, {now})
 WHERE id IN ({ids})"""
 # As portable.FINISH, of many rows, which are locked in the order of their ids. MySQL has JSON_TABLE
 # too, but compares its texts with ours only where both have the same collation; so does MariaDB
@@ -207,12 +208,13 @@ class MySQLEngine(Networked, ByQueueEngine):
         self, who: Claimant, queue: str, limit: int, lowest: int | None
     ) -> list[Claimed]:
         bound = "" if lowest is None else f" AND precedence <= {int(lowest)}"
-        rows = self.rows(CLAIM_SELECT, (self.backend, queue, limit), bound=bound)
-        if rows:
+        while rows := self.rows(CLAIM_SELECT, (self.backend, queue, limit), bound=bound):
             ids = [row[0] for row in rows]
             marks = ", ".join(["%s"] * len(ids))
             self.run(CLAIM_UPDATE, (who.node, who.worker, *ids), ids=marks)
-        return [Claimed(self.hex(row[0]), *row[1:]) for row in rows]
+            if claimed := self.sound(rows):
+                return claimed
+        return []
 
     @retried
     def release(self, who: Claimant, rows: Iterable[tuple[str, int]] | None = None) -> int:

@@ -74,14 +74,16 @@ head AS (
     ) picked LIMIT %s
 )"""
 
+# Times as text: Python has no infinity, and one such row would hide all that came with it.
 CLAIM = """
 UPDATE dbtasks_scheduledtask t
 SET status = 'RUNNING', ready_queue = NULL, claim_node = %s, claimed_by = %s,
-    attempt = attempt + 1, last_attempted_at = {now}, started_at = coalesce(started_at, {now})
+    attempt = least(attempt, 2147483646) + 1, last_attempted_at = {now},
+    started_at = coalesce(started_at, {now})
 FROM candidate WHERE t.id = candidate.id
-RETURNING t.id, t.attempt, t.task_path, t.args, t.kwargs, t.queue, t.priority, t.run_after,
-    t.enqueued_at, t.started_at, t.last_attempted_at, t.worker_ids, t.errors, t.failures,
-    t.policy, t.periodic"""
+RETURNING t.id, t.attempt, t.task_path, t.args, t.kwargs, t.queue, t.priority, t.run_after::text,
+    t.enqueued_at::text, t.started_at::text, t.last_attempted_at::text, t.worker_ids, t.errors,
+    t.failures, t.policy, t.periodic"""
 
 # Of a claim from several queues, in each row: from how many it could choose.
 CLAIM_OF_SEVERAL = CLAIM + ", (SELECT count(*) FROM served)"

@@ -8,19 +8,19 @@ import abc
 import contextlib
 import datetime
 import itertools
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from django.db import IntegrityError
 
-from ..fields import dump_json, utc_value
+from ..fields import dump_json, load_json, utc_value
 from ..policy import policy_from_text
 from .base import Counts, Death, NewTask, NodeInfo, PeriodicState, Rescued, Survey
 from .connection import Connected
 
 RESCUE_BATCH = 500
 LONGEST = 1000 * 365 * 86400.0  # seconds; no database has the date that timedelta.max leads to
+MOST_CRASHES = 2**31 - 2  # the column has room for one more
 WORKER_DIED = "dbtasks.exceptions.WorkerDied"
 TASK_CANCELLED = "dbtasks.exceptions.TaskCancelled"
 
@@ -33,8 +33,7 @@ SET status = 'READY', ready_queue = queue, claim_node = NULL, claimed_by = NULL,
 WHERE claim_node = %s AND claimed_by = %s"""
 
 RESCUE_SELECT = """
-SELECT id, claimed_by, worker_ids, errors, crashes, policy, queue, task_path, (
-    SELECT COUNT(*) FROM dbtasks_cancellation WHERE task_id = dbtasks_scheduledtask.id)
+SELECT id, claimed_by, worker_ids, errors, crashes, policy, queue, task_path
 FROM dbtasks_scheduledtask
 WHERE claim_node = %s{worker} ORDER BY id LIMIT %s{lock}"""
 RESCUE_RELEASE = RELEASE.replace("claim_node = %s AND claimed_by = %s", "id = %s")
@@ -48,6 +47,8 @@ UPDATE dbtasks_scheduledtask
 SET status = 'FAILED', finished_at = {now}, claim_node = NULL, claimed_by = NULL,
     errors = %s, worker_ids = %s, crashes = %s, delete_after = {in_seconds}
 WHERE id = %s"""
+# Asked for when the rows are locked: whoever cancels them locks them, too.
+CANCELLED_OF = "SELECT task_id FROM dbtasks_cancellation WHERE task_id IN ({ids})"
 FORGET_CANCEL = "DELETE FROM dbtasks_cancellation WHERE task_id = %s"
 
 PROMOTE_SELECT = """
@@ -57,7 +58,7 @@ PROMOTE = """
 UPDATE dbtasks_scheduledtask SET ready_queue = queue, due_at = NULL WHERE id IN ({ids})"""
 
 EXPIRED_EXIST = """
-SELECT delete_after FROM dbtasks_scheduledtask
+SELECT 1 FROM dbtasks_scheduledtask
 WHERE backend = %s AND delete_after <= {now} ORDER BY delete_after LIMIT 1"""
 PRUNE_SELECT = """
 SELECT id FROM dbtasks_scheduledtask
@@ -146,10 +147,11 @@ class Upkeep(Connected, abc.ABC):
         released, retried, failed, cancelled, tasks = [], [], [], [], []
         parameters = (node, RESCUE_BATCH) if worker is None else (node, worker, RESCUE_BATCH)
         condition = "" if worker is None else " AND claimed_by = %s"
-        for row in self.rows(RESCUE_SELECT, parameters, worker=condition):
-            raw_id, claimed_by, worker_ids, errors, crashes, policy_text, queue, path, ends = row
-            wanted_to_end = bool(ends)
+        rows = self.rows(RESCUE_SELECT, parameters, worker=condition)
+        unwanted = self.cancelled_of([row[0] for row in rows])
+        for raw_id, claimed_by, worker_ids, errors, crashes, policy_text, queue, path in rows:
             id = self.hex(raw_id)
+            wanted_to_end = id in unwanted
             ran = death.running is None or id in death.running
             if not wanted_to_end and not (ran and death.counted):
                 self.run(RESCUE_RELEASE, (raw_id,))
@@ -166,16 +168,24 @@ class Upkeep(Connected, abc.ABC):
                 cancelled.append(id)
                 continue
             told = append_json(errors, worker_died(death.reason))
-            if crashes + 1 > policy.max_crashes:
+            times = one_more(crashes)
+            if times > policy.max_crashes:
                 retain = bounded(policy.retention(failed=True))
-                self.run(RESCUE_FAIL, (told, done, crashes + 1, retain, raw_id))
+                self.run(RESCUE_FAIL, (told, done, times, retain, raw_id))
                 failed.append(id)
             else:
-                self.run(RESCUE_RETRY, (told, done, crashes + 1, raw_id))
+                self.run(RESCUE_RETRY, (told, done, times, raw_id))
                 retried.append(id)
         return Rescued(
             tuple(released), tuple(retried), tuple(failed), tuple(cancelled), tuple(tasks)
         )
+
+    def cancelled_of(self, ids: Sequence[Any]) -> set[str]:
+        """Which of these rows are to end."""
+        if not ids:
+            return set()
+        marks = ", ".join(["%s"] * len(ids))
+        return {self.hex(id) for (id,) in self.rows(CANCELLED_OF, ids, ids=marks)}
 
     def promote_due(self, limit: int = 1000) -> int:
         return self.change_selected(PROMOTE_SELECT, PROMOTE, limit)
@@ -290,6 +300,11 @@ def bounded(seconds: float | None) -> float | None:
     return None if seconds is None else min(float(seconds), LONGEST)
 
 
+def one_more(crashes: Any) -> int:
+    """The next number; what is none, or the highest, ends the row's luck."""
+    return min(crashes, MOST_CRASHES) + 1 if type(crashes) is int else MOST_CRASHES
+
+
 def worker_died(reason: str) -> dict[str, str]:
     """The entry of `errors` for an attempt whose worker died."""
     return {"exception_class_path": WORKER_DIED, "traceback": f"{WORKER_DIED}: {reason}\n"}
@@ -304,7 +319,7 @@ def was_cancelled(ran: bool) -> dict[str, str]:
 def append_json(text: str, value: Any) -> str:
     """The JSON list in `text` with one value more; what is no list starts a new one."""
     try:
-        items = json.loads(text)
+        items = load_json(text)
     except ValueError:
         items = []
     return dump_json([*items, value] if isinstance(items, list) else [value])
