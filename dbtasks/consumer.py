@@ -62,6 +62,7 @@ class Consumer:
         self.served = queues
         self.queues = queues  # without what is paused
         self.paused_tasks: frozenset[str] = frozenset()
+        self.paused_queues: frozenset[str] = frozenset()
         self.control = control
         self.lease = lease
         self.hand = control.hand
@@ -181,7 +182,10 @@ class Consumer:
             self.finish_one_by_one(error)
             return []
         self.settle(written)
-        return self.put_aside(claimed) if self.paused_tasks else claimed
+        if claimed and self.pauses_changed:  # a pause that was there before these rows
+            self.heed_pauses()
+        paused = self.paused_tasks or self.paused_queues
+        return self.put_aside(claimed) if paused else claimed
 
     # Pauses
 
@@ -194,11 +198,15 @@ class Consumer:
         revision = self.lease.pauses if self.lease is not None else 0
         pauses = self.engine.pauses()
         self._pauses_seen, self._parked = revision, False
-        self.queues = self.served.without(row.name for row in pauses if row.kind == "queue")
+        self.paused_queues = frozenset(row.name for row in pauses if row.kind == "queue")
         self.paused_tasks = frozenset(row.name for row in pauses if row.kind == "task")
+        self.queues = self.served.without(self.paused_queues)
 
     def put_aside(self, claimed: list[Claimed]) -> list[Claimed]:
         """Parks the rows of paused tasks where no claim meets them again; returns the others."""
+        if stopped := [row for row in claimed if row.queue in self.paused_queues]:
+            self.engine.release(self.who, [(row.id, row.attempt) for row in stopped])
+            claimed = [row for row in claimed if row.queue not in self.paused_queues]
         paused = [row for row in claimed if row.task_path in self.paused_tasks]
         self._parked = bool(claimed) and len(paused) == len(claimed)
         if not paused:
