@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import datetime
 import functools
-import inspect
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from asgiref.sync import sync_to_async
 from django.core import checks
@@ -19,13 +18,14 @@ from django.tasks.base import TaskResult, TaskResultStatus
 from django.tasks.exceptions import InvalidTask, TaskResultDoesNotExist
 from django.tasks.signals import task_enqueued
 from django.utils import timezone
-from django.utils.json import normalize_json
 
 from . import policy as policies
+from .arguments import json_argument
 from .engines import Engine, NewTask, get_engine
 from .engines.portable import INSERT_BATCH
-from .fields import as_utc, dump_json, explain_not_json
-from .ids import parse_id, uuid7
+from .fields import as_utc
+from .ids import dashed, new_id, parse_id
+from .listeners import anybody_hears_enqueues
 from .models import BACKEND_MAX_LENGTH, PATH_MAX_LENGTH, QUEUE_MAX_LENGTH, ScheduledTask
 from .options import Options, Problem, import_exceptions, parse_options
 from .policy import Policy, class_path
@@ -36,6 +36,23 @@ from .tracing import with_trace
 # When this process loaded its code: tasks that it does not know but that a younger process
 # enqueued are from a newer deployment.
 CODE_SINCE = int(time.time())
+MOST_SHAPES = 1000
+
+
+class Shape(NamedTuple):
+    """What all calls of one task object have in common, worked out and validated once.
+
+    `task` is that object: it lives as long as this does, so that its id() stays its own.
+    `shown` is the one that results carry.
+    """
+
+    task: DjangoTask
+    shown: DjangoTask
+    path: str
+    queue: str
+    priority: int
+    run_after: datetime.datetime | None
+    policy: str
 
 
 class DatabaseBackend(BaseTaskBackend):
@@ -53,6 +70,7 @@ class DatabaseBackend(BaseTaskBackend):
         if len(alias) > BACKEND_MAX_LENGTH:
             message = f"TASKS[{alias!r}]: an alias can have at most {BACKEND_MAX_LENGTH} characters"
             self.problems.append(Problem("BACKEND", message))
+        self._shapes: dict[int, Shape] = {}
 
     @property
     def settings(self) -> Options:
@@ -122,6 +140,29 @@ class DatabaseBackend(BaseTaskBackend):
             changes["retain"] = retain
         return _replaced(default, tuple(changes.items())) if changes else default
 
+    def shape_of(self, task: DjangoTask) -> Shape:
+        """The shape of a valid task. Raises InvalidTask."""
+        known = self._shapes.get(id(task))
+        if known is not None:
+            return known
+        self.validate_task(task)
+        if len(self._shapes) >= MOST_SHAPES:  # each .using() makes a task object
+            self._shapes.clear()
+        shape = self._shapes[id(task)] = self.new_shape(task)
+        return shape
+
+    def new_shape(self, task: DjangoTask, retain: float | None = None) -> Shape:
+        """`retain`: as for `policy_of`."""
+        return Shape(
+            task=task,
+            shown=task if task.backend == self.alias else unchecked(task, backend=self.alias),
+            path=task.module_path,
+            queue=task.queue_name,
+            priority=int(task.priority),
+            run_after=None if task.run_after is None else as_utc(task.run_after),
+            policy=_with_code(self.policy_of(task, retain).to_text()),
+        )
+
     def may_retry(self, error: BaseException, policy: Policy) -> bool:
         """Whether `error` is one of those after which a task may run again."""
         if policy.retry_for is not None:
@@ -152,10 +193,10 @@ class DatabaseBackend(BaseTaskBackend):
         now = timezone.now()
         rows, results = [], []
         for task, args, kwargs in calls:
-            self.validate_task(task)
-            row = self.new_row(task, args, kwargs, now)
+            shape, args, kwargs = self.shape_of(task), list(args), dict(kwargs)
+            row = self.row_of(shape, args, kwargs, now)
             rows.append(row)
-            results.append(self.new_result(task, args, kwargs, row, now))
+            results.append(self.new_result(shape, args, kwargs, row))
         if settings.immediate:
             from .immediate import run_immediately
 
@@ -184,9 +225,27 @@ class DatabaseBackend(BaseTaskBackend):
 
     def announce(self, results: Iterable[TaskResult]) -> None:
         """task_enqueued for each; a broken receiver must not make the caller enqueue again."""
-        if self.parsed.signals:
+        if self.parsed.signals and anybody_hears_enqueues():
             for result in results:
                 task_enqueued.send_robust(type(self), task_result=result)
+
+    def row_of(
+        self, shape: Shape, args: list[Any], kwargs: dict[str, Any], now: datetime.datetime
+    ) -> NewTask:
+        """The row of one call. Raises TypeError or ValueError for what is not JSON."""
+        run_after = shape.run_after
+        return NewTask(
+            id=new_id(),
+            task_path=shape.path,
+            args=json_argument(shape.task, "args", args),
+            kwargs=json_argument(shape.task, "kwargs", kwargs),
+            queue=shape.queue,
+            priority=shape.priority,
+            run_after=run_after,
+            due_at=run_after if run_after is not None and run_after > as_utc(now) else None,
+            enqueued_at=now,
+            policy=with_trace(shape.policy),
+        )
 
     def new_row(
         self,
@@ -195,43 +254,26 @@ class DatabaseBackend(BaseTaskBackend):
         kwargs: Mapping[str, Any],
         now: datetime.datetime,
         *,
-        periodic: str = "",
-        retain: float | None = None,
+        periodic: str,
+        retain: float | None,
     ) -> NewTask:
-        """The row of one call. Raises TypeError or ValueError for what is not JSON."""
-        run_after = None if task.run_after is None else as_utc(task.run_after)
-        return NewTask(
-            id=uuid7().hex,
-            task_path=task.module_path,
-            args=_json_argument(task, "args", list(args)),
-            kwargs=_json_argument(task, "kwargs", dict(kwargs)),
-            queue=task.queue_name,
-            priority=int(task.priority),
-            run_after=run_after,
-            due_at=run_after if run_after is not None and run_after > as_utc(now) else None,
-            enqueued_at=now,
-            policy=with_trace(_with_code(self.policy_of(task, retain).to_text())),
-            periodic=periodic,
-        )
+        """The row of a periodic entry, which may have a retention (seconds) of its own."""
+        row = self.row_of(self.new_shape(task, retain), list(args), dict(kwargs), now)
+        return row._replace(periodic=periodic)
 
     def new_result(
-        self,
-        task: DjangoTask,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        row: NewTask,
-        now: datetime.datetime,
+        self, shape: Shape, args: list[Any], kwargs: dict[str, Any], row: NewTask
     ) -> TaskResult:
         return TaskResult(
-            task=task if task.backend == self.alias else unchecked(task, backend=self.alias),
-            id=str(parse_id(row.id)),
+            task=shape.shown,
+            id=dashed(row.id),
             status=TaskResultStatus.READY,
-            enqueued_at=now,
+            enqueued_at=row.enqueued_at,
             started_at=None,
             finished_at=None,
             last_attempted_at=None,
-            args=list(args),
-            kwargs=dict(kwargs),
+            args=args,
+            kwargs=kwargs,
             backend=self.alias,
             errors=[],
             worker_ids=[],
@@ -273,56 +315,3 @@ def _with_code(policy_text: str) -> str:
     """Notes since when the enqueuing process has its code (seconds since 1970)."""
     rest = policy_text[1:-1]
     return f'{{"code":{CODE_SINCE}{"," if rest else ""}{rest}}}'
-
-
-def _json_argument(task: DjangoTask, where: str, value: Any) -> str:
-    if not value:
-        return "[]" if where == "args" else "{}"
-    try:
-        normalized = normalize_json(value)
-        if explain_not_json(normalized, where) is None:
-            return dump_json(normalized)
-    except (TypeError, ValueError, RecursionError):
-        pass
-    raise _named_refusal(task, where, value)
-
-
-def _named_refusal(task: DjangoTask, where: str, value: Any) -> TypeError:
-    """An error that says which argument JSON cannot hold."""
-    items: Iterable[tuple[str, Any]] = (
-        _positions(task.func, value, task.takes_context) if where == "args" else value.items()
-    )
-    for name, item in items:
-        if problem := _why_not_json(item, f"argument {name!r}"):
-            return TypeError(
-                f"{task.module_path}: {problem}. Arguments of tasks are stored as JSON; pass "
-                "strings, numbers, booleans, None, lists and dictionaries of these."
-            )
-    return TypeError(f"{task.module_path}: {where} cannot be stored as JSON.")
-
-
-def _why_not_json(item: Any, where: str) -> str | None:
-    try:
-        normalized = normalize_json(item)
-    except (TypeError, ValueError):
-        return explain_not_json(item, where)
-    except RecursionError:
-        return f"{where} is nested too deeply or contains itself"
-    if problem := explain_not_json(normalized, where):
-        return problem
-    try:
-        dump_json(normalized)
-    except ValueError as error:  # a number with more digits than Python converts
-        return f"{where} cannot be written: {error}"
-    return None
-
-
-def _positions(
-    func: Callable[..., Any], args: Sequence[Any], takes_context: bool
-) -> list[tuple[str, Any]]:
-    try:
-        names = list(inspect.signature(func).parameters)[1 if takes_context else 0 :]
-    except (TypeError, ValueError):
-        names = []
-    names += [f"#{index + 1}" for index in range(len(names), len(args))]
-    return list(zip(names, args, strict=False))

@@ -6,29 +6,27 @@ A worker knows how to wait, when to stop and how to interrupt a task; it hands t
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import random
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from django.db import Error as DatabaseError
 from django.tasks.signals import task_finished
 from django.utils import timezone
 
+from .control import Control
 from .engines import Claimant, Claimed, Engine, Outcome
-from .exceptions import ResultNotStored, TaskCancelled
-from .execution import Execution, described, execute, interrupts
-from .fields import dump_json
-from .hand import Hand
+from .execution import Execution, execute, interrupts
 from .hygiene import tidy_up, watch_for_transactions
 from .ids import dashed
 from .lease import Lease
+from .outcomes import log_outcome, not_stored, size
 from .pace import WORTH, Pace
 from .queues import QueueSelection
-from .results import json_list, update_result
+from .results import update_result
 from .signals import send, task_retried
 from .tally import Tally
 
@@ -45,53 +43,6 @@ PARKING = 100  # rows to claim at once after those before were all of paused tas
 # Seconds after a failed statement during which it may still take effect: the server can be slow to
 # notice that nobody waits for its answer.
 LATE_EFFECT = 120.0
-
-
-class Control(Protocol):
-    """What a worker process and a worker thread do differently."""
-
-    @property
-    def hand(self) -> Hand:
-        """What the worker holds besides the task that it runs."""
-
-    def stopping(self) -> bool:
-        """Whether no further task is to be claimed; also the sign of life of a busy worker."""
-
-    def idle(self) -> None:
-        """From now on a wake-up will be noticed; called before the last look at the queue."""
-
-    def wait(self) -> None:
-        """Returns on a wake-up, when it is time to look by ourselves, or when stopping."""
-
-    def pause(self, seconds: float) -> None:
-        """Waits for the database; returns early when stopping."""
-
-    def began(self, claimed: Claimed) -> None:
-        """A task starts."""
-
-    def ended(self, execution: Execution) -> bool:
-        """A task is over; its outcome is not written yet. Whether `hand` keeps it until it is."""
-
-    def settled(self) -> None:
-        """The outcomes of all tasks that ended are written."""
-
-    def counting(self, tally: Tally) -> None:
-        """Here the consumer counts what it has run; hand it on from time to time, and at last."""
-
-    def gave_back(self, count: int) -> None:
-        """So many rows that we had claimed are ready again, for others."""
-
-    def allowance(self) -> int | None:
-        """How many more tasks are to be begun here; None for any number."""
-
-    def limit(self, seconds: float | None) -> contextlib.AbstractContextManager[None]:
-        """Raises TaskTimeout, or TaskInterrupted on shutdown, in what runs inside."""
-
-    def database_lost(self, why: str) -> None:
-        """The database went away; tries go on."""
-
-    def database_found(self) -> None:
-        """It is back."""
 
 
 class Consumer:
@@ -420,62 +371,3 @@ class Consumer:
                 if lost:
                     self.control.database_found()
                 return result
-
-
-def size(outcome: Outcome) -> int:
-    return len(outcome.return_value or "") + len(outcome.errors)
-
-
-def not_stored(outcome: Outcome, refusal: DatabaseError) -> Outcome:
-    """The outcome of a task whose return value the database does not take."""
-    told = " ".join(str(refusal).split())
-    error = described(ResultNotStored(f"the database refused the return value: {told}"))
-    return outcome._replace(
-        status="FAILED",
-        return_value=None,
-        errors=dump_json([*json_list(outcome.errors)[-3:], error]),
-        retry_in=None,
-    )
-
-
-def log_outcome(execution: Execution, about: dict[str, Any]) -> None:
-    """One line per task: DEBUG when all is well, the traceback once when it is not."""
-    claimed, outcome = execution.claimed, execution.outcome
-    if not execution.failed:
-        logger.debug(
-            "task %s done in %.1f ms", claimed.task_path, execution.seconds * 1000, extra=about
-        )
-    elif isinstance(execution.error, TaskCancelled):
-        logger.warning(
-            "task %s (%s) was cancelled", claimed.task_path, dashed(claimed.id), extra=about
-        )
-    elif outcome.retry_in is None:
-        logger.error(
-            "task %s (%s) failed: %s",
-            claimed.task_path,
-            dashed(claimed.id),
-            summary(execution.error),
-            exc_info=execution.error,
-            extra=about,
-        )
-    else:
-        logger.warning(
-            "task %s (%s) runs again in %.1f s: %s",
-            claimed.task_path,
-            dashed(claimed.id),
-            outcome.retry_in,
-            summary(execution.error),
-            extra=about,
-        )
-
-
-def summary(error: BaseException | None) -> str:
-    """An exception in one line; its arguments may be long."""
-    if error is None:
-        return "the database refused its result"
-    try:
-        told = " ".join(str(error).split())
-    except BaseException:  # a __str__ can raise anything
-        told = ""
-    name = type(error).__name__
-    return f"{name}: {told[:200]}" if told else name

@@ -24,7 +24,7 @@ from django.utils.json import normalize_json
 from . import tracing
 from .engines import Claimed, Outcome
 from .exceptions import Discard, Retry, TaskCancelled, TaskInterrupted, TaskTimeout
-from .fields import as_utc, dump_json, explain_not_json, load_json
+from .fields import as_utc, dump_json, explain_not_json, is_plain_json, load_json
 from .listeners import anybody_listens
 from .policy import Policy, class_path, seconds
 from .results import (
@@ -141,6 +141,11 @@ def _result_at_end(
 def _return_value(task: DjangoTask, raw: Any) -> str:
     if raw is None:
         return "null"
+    try:
+        if is_plain_json(raw):
+            return dump_json(raw)
+    except (ValueError, RecursionError):
+        pass  # said below by its place
     try:
         normalized = normalize_json(raw)
     except (TypeError, ValueError):

@@ -11,14 +11,33 @@ from django.conf import settings
 from django.db import models
 from django.utils import timezone
 
+# Made once: json.dumps makes an encoder for each call that has options.
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+_SCALARS = frozenset({str, int, float, bool, type(None)})
+
 
 def dump_json(value: object) -> str:
-    """JSON as the queue stores it: compact, pure ASCII, no NaN.
+    """JSON as the queue stores it: compact, pure ASCII, no NaN, no newline.
 
     ASCII, because then NUL and lone surrogates are escapes that every database can hold.
     Raises TypeError or ValueError for what is not JSON.
     """
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return _encode(value)
+
+
+def is_plain_json(value: object) -> bool:
+    """Whether `dump_json` loses nothing of it and needs no help: exact JSON types all the way.
+
+    NaN and infinity are left to dump_json, which refuses them.
+    """
+    kind = type(value)
+    if kind in _SCALARS:
+        return True
+    if isinstance(value, (list, tuple)) and kind in (list, tuple):
+        return all(type(item) in _SCALARS or is_plain_json(item) for item in value)
+    if isinstance(value, dict) and kind is dict:
+        return all(type(key) is str for key in value) and is_plain_json(list(value.values()))
+    return False
 
 
 def load_json(text: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Whether anybody hears of a task's start and end.
+"""Whether anybody hears that a task is enqueued, starts, or ends.
 
 A TaskResult for the signals costs as much as all else that surrounds a task. Django itself is
 connected to them, to write a line to the log, so that somebody listens is not the question.
@@ -28,6 +28,11 @@ def anybody_listens() -> bool:
         if has_others(signal, own):
             return True
     return is_read(_DJANGOS_LOGGER, logging.INFO)
+
+
+def anybody_hears_enqueues() -> bool:
+    own = getattr(signals, "log_task_enqueued", None)
+    return has_others(signals.task_enqueued, own) or is_read(_DJANGOS_LOGGER, logging.DEBUG)
 
 
 def has_others(signal: Signal, own: Any) -> bool:

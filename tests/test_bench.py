@@ -6,16 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.__main__ import parse
+from tests.bench import record
+from tests.bench.__main__ import parse, wanted_of
 from tests.bench.chart import chart
 from tests.bench.databases import Database
 from tests.bench.enqueue import one_of_each
 from tests.bench.figures import Case, Figure, percentile, repeat
 from tests.bench.flat import EMPTY, relative
+from tests.bench.fleet import Chore, computed, simulated, split
 from tests.bench.machine import processor
 from tests.bench.ours import dbtasks
 from tests.bench.peers import dj_queue, procrastinate
-from tests.bench.pickup import times
+from tests.bench.pickup import delays_of, times
+from tests.bench.record import Record
 from tests.bench.report import BEGIN, CHAPTERS, END, page, quotation, write
 from tests.bench.scale import how_many
 from tests.bench.table import number, shown, table
@@ -205,3 +208,85 @@ def test_every_chapter_has_a_measure_and_every_measure_a_chapter():
     measures = {path.stem for path in folder.glob("*.py") if "\ndef measure(" in path.read_text()}
     assert measures == set(CHAPTERS)
     assert parse(["--measure", "drain", "--quick"]).measure == ["drain"]
+
+
+def recorded(measure: str, database: str, *values: float, date: str = "2026-01-31") -> Record:
+    figures = [figure(*values, measure=measure, database=database)]
+    return Record(measure, database, len(values), [("Date", date)], figures, ["a peer: so"])
+
+
+def test_figures_stay_on_record_until_the_same_is_measured_again(tmp_path: Path):
+    path = tmp_path / "folder" / "figures.json"
+    assert record.load(path) == []
+    record.keep(path, recorded("drain", "postgresql", 1, 2, 3))
+    record.keep(path, recorded("drain", "sqlite", 4))
+    record.keep(path, recorded("drain", "postgresql", 9, date="2026-02-01"))
+    known = record.load(path)
+    assert [each.database for each in known] == ["sqlite", "postgresql"]
+    figures = record.figures_of(known, ["postgresql", "sqlite"])
+    assert [(each.database, each.values) for each in figures] == [
+        ("postgresql", [9]),
+        ("sqlite", [4]),
+    ]
+    assert record.machine_of(known) == [("Date", "2026-02-01")]
+    assert record.peers_of(known) == ["a peer: so"]
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '[{"measure": "drain"}]', "{}}"])
+def test_a_spoilt_record_is_named(tmp_path: Path, text: str):
+    path = tmp_path / "figures.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        record.load(path)
+
+
+def test_only_what_is_missing_is_measured_if_that_is_asked_for():
+    known = [recorded("drain", "sqlite", 1), recorded("pickup", "postgresql", 1)]
+    words = ["--measure", "drain", "--measure", "pickup"]
+    both = ["drain", "pickup"]
+    everything = {"sqlite": both, "postgresql": both, "mariadb": both}
+    assert wanted_of(parse(words), known) == everything
+    assert wanted_of(parse([*words, "--missing"]), known) == everything | {
+        "sqlite": ["pickup"],
+        "postgresql": ["drain"],
+    }
+    assert wanted_of(parse(["--missing", *words[:2], "--database", "sqlite"]), known) == {}
+
+
+@pytest.mark.parametrize("words", [["--quick", "--write"], ["--quick", "--write-only"]])
+def test_a_quick_look_is_not_written(words: list[str], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        parse(words)
+    assert "--quick" in capsys.readouterr().err
+
+
+def test_delays_are_those_of_the_tasks_that_were_committed():
+    found = delays_of({0: 1.0, 1: 2.0, 2: 3.0}, {0: 1.001, 1: 2.002, 2: 3.009, 7: 1.0})
+    assert found == {"ms, p50": pytest.approx(2), "ms, p99": pytest.approx(9)}
+
+
+def test_a_fleet_needs_what_a_node_needs_times_the_nodes():
+    chores = [Chore("a", 0.5, lambda node: None, 0.01), Chore("b", 2.0, lambda node: None, 0.001)]
+    found = computed(chores, 10)
+    assert found == {
+        "computed: calls/s": pytest.approx(25),
+        "computed: % of one connection": pytest.approx(7),
+    }
+    assert [(each.who, each.unit) for each in split([figure(1, unit="computed: calls/s")])] == [
+        ("computed", "calls/s")
+    ]
+
+
+def test_a_simulated_fleet_plays_every_node():
+    played: list[int] = []
+    found = simulated([Chore("a", 50.0, played.append)], 20, 1.0)
+    assert set(played) == set(range(20))
+    assert found["simulated: calls/s"] > 0
+
+
+def test_a_simulation_tells_what_went_wrong():
+    def fail(node: int) -> None:
+        raise OSError(f"node {node}")
+
+    with pytest.raises(RuntimeError, match="OSError"):
+        simulated([Chore("a", 50.0, fail)], 1, 1.0)

@@ -120,6 +120,42 @@ def test_5000_rows_are_inserted_in_batches_and_all_can_be_claimed(engine):
     assert [row.id for row in claimed] == ids
 
 
+def test_rows_that_differ_in_all_there_is_come_back_as_they_were_inserted(engine):
+    when = datetime.datetime(2024, 2, 29, 23, 59, 59, 123456, tzinfo=UTC)
+    rows = [
+        new_task(
+            queue=f"q{number % 3}\nline",
+            priority=number - 2,
+            due_in=[None, -5.0, 3600.0][number % 3],
+            task_path=f"päth.{number}",
+            args=dump_json([AWKWARD, number]),
+            kwargs=f'{{"written\\n":\n{number}}}' if number == 3 else "{}",
+            policy=Policy(max_attempts=number + 1).to_text(),
+            periodic="nightly" if number else "",
+            enqueued_at=when + datetime.timedelta(microseconds=number),
+        )
+        for number in range(5)
+    ]
+    put(engine, *rows)
+    for row in rows:
+        found = stored(row.id)
+        assert_consistent(found)
+        same = ("task_path", "queue", "priority", "run_after", "due_at", "enqueued_at", "policy")
+        assert [getattr(found, name) for name in same] == [getattr(row, name) for name in same]
+        assert (found.args, found.kwargs) == (json.loads(row.args), json.loads(row.kwargs))
+        assert found.periodic == row.periodic
+        assert found.ready_queue == (row.queue if row.due_at is None else None)
+
+
+@pytest.mark.parametrize("count", [1, 2, 500, 501])
+def test_rows_that_are_alike_are_inserted_all_the_same(engine, count):
+    rows = [new_task()]
+    rows += [rows[0]._replace(id=new_task().id) for _ in range(count - 1)]
+    assert [row.id for row in engine.claim(ME, EVERYTHING, 1000)] == []
+    put(engine, *rows)
+    assert [row.id for row in engine.claim(ME, EVERYTHING, 1000)] == [row.id for row in rows]
+
+
 def test_an_insert_of_many_batches_is_all_or_nothing(engine):
     rows = [new_task() for _ in range(1200)]
     with pytest.raises(IntegrityError):
@@ -252,6 +288,19 @@ def test_a_queue_whose_rows_others_hold_hides_no_other_queue(engine, database):
     with transaction.atomic():
         claim_one(engine, queues=select_queues(["a"]))
         assert elsewhere(lambda: claim_one(engine, OTHER).queue) == "b"
+
+
+def test_the_only_queue_is_not_asked_for_what_it_would_give_next(engine, database, monkeypatch):
+    if database != "mysql":
+        pytest.skip("PostgreSQL's plans and SQLite's probes have tests of their own")
+    monkeypatch.setattr("dbtasks.engines.mysql.NAMES_GOOD_FOR", 3600.0)
+    first, second, _ = put(engine, new_task("a"), new_task("a"), new_task("other"))
+    assert claim_one(engine, queues=select_queues(["a*"])).id == first
+    with statements() as seen:
+        assert claim_one(engine, queues=select_queues(["a*"])).id == second
+    assert [sql for sql, _ in seen if "UNION" in sql or "GROUP BY" in sql] == []
+    put(engine, new_task("ab"))
+    assert claim_one(engine, queues=select_queues(["a*"])).queue == "ab"
 
 
 def test_a_higher_priority_overtakes_at_once(engine):
@@ -1085,7 +1134,7 @@ def clock(db: None, database: str, monkeypatch: pytest.MonkeyPatch) -> list[floa
         pytest.skip("only PostgreSQL notifies")
     seconds = [1000.0]
     still = SimpleNamespace(monotonic=lambda: seconds[0])
-    monkeypatch.setattr("dbtasks.engines.postgresql.time", still)
+    monkeypatch.setattr("dbtasks.engines.notify.time", still)
     return seconds
 
 
@@ -1109,6 +1158,58 @@ def test_every_transaction_notifies_since_its_commit_may_come_late(engine, clock
             with transaction.atomic():
                 put(engine, new_task())
         assert notifications(seen) == 3
+
+
+def test_a_transaction_notifies_of_each_queue_once(engine, clock):
+    with statements() as seen, transaction.atomic():
+        for _ in range(3):
+            put(engine, new_task("a"), new_task("a"))
+        put(engine, new_task("a"), new_task("b"))
+        with transaction.atomic():
+            put(engine, new_task("b"))
+            put(engine, new_task("c"))
+        put(engine, new_task("c"))
+        assert notifications(seen) == 3
+
+
+def test_what_rolled_back_with_a_savepoint_is_notified_of_again(engine, clock):
+    with statements() as seen, transaction.atomic():
+        put(engine, new_task("a"))
+        with contextlib.suppress(Failure), transaction.atomic():
+            put(engine, new_task("b"))
+            raise Failure
+        put(engine, new_task("b"))
+        put(engine, new_task("a"), new_task("b"))
+    assert notifications(seen) == 4  # that of "a" too: it is told again rather than not at all
+    assert engine.counts().ready == 4
+
+
+def test_the_notification_of_a_transaction_arrives_with_its_commit(engine, database):
+    if database != "postgresql":
+        pytest.skip("only PostgreSQL notifies")
+    watcher = engine.watcher()
+    watcher.changed()
+
+    def enqueue() -> None:
+        with transaction.atomic():
+            put(engine, new_task())
+            put(engine, new_task())
+
+    for _ in range(2):
+        elsewhere(enqueue)
+        wait_until(watcher.changed, 30)
+
+
+def test_without_autocommit_every_insert_notifies(engine, clock):
+    transaction.set_autocommit(False)
+    try:
+        with statements() as seen:
+            for _ in range(2):
+                put(engine, new_task())
+        assert notifications(seen) == 2
+    finally:
+        transaction.rollback()
+        transaction.set_autocommit(True)
 
 
 def test_a_notification_that_rolled_back_does_not_silence_the_next(engine, clock):

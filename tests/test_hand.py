@@ -241,18 +241,19 @@ def ramp(pace: Pace, seconds: float, batches: int) -> list[int]:
 
 
 def test_the_pace_grows_to_what_fits_into_a_moment() -> None:
-    limits = ramp(Pace(), 0.0001, 12)
+    limits = ramp(Pace(), 0.0004, 12)
     assert limits[0] == 1
     assert limits == sorted(limits)
-    assert WORTH / 0.0001 * 0.5 < limits[-1] <= WORTH / 0.0001
+    assert WORTH / 0.0004 * 0.5 < limits[-1] <= WORTH / 0.0004
     assert max(ramp(Pace(), 0.000001, 12)) == MOST
     assert max(ramp(Pace(3), 0.000001, 12)) == 3
+    assert max(ramp(Pace(), 0.01, 12)) == 4
     assert set(ramp(Pace(), 0.1, 12)) == {1}
 
 
 def test_the_pace_falls_back_when_a_batch_is_cut_short() -> None:
     pace = Pace()
-    ramp(pace, 0.0001, 10)
+    ramp(pace, 0.0004, 10)
     pace.over(pace.limit, 3, 0.001)
     assert pace.limit == 3
 

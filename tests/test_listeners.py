@@ -11,7 +11,7 @@ from django.utils.log import RequireDebugTrue
 
 from dbtasks import task
 from dbtasks.execution import Execution, execute
-from dbtasks.listeners import anybody_listens
+from dbtasks.listeners import anybody_hears_enqueues, anybody_listens
 from tests.app import tasks
 from tests.test_backend import work_off
 from tests.test_execution import WHO, claim
@@ -35,6 +35,7 @@ def silence() -> Iterator[None]:
     level, propagate, handlers = LOGGER.level, LOGGER.propagate, LOGGER.handlers
     HEARD.clear()
     yield
+    signals.task_enqueued.disconnect(hear)
     signals.task_started.disconnect(hear)
     signals.task_finished.disconnect(hear)
     LOGGER.handlers, LOGGER.propagate = handlers, propagate
@@ -103,3 +104,20 @@ def test_djangos_own_console_handler_listens_in_development_only() -> None:
     assert not anybody_listens()
     with override_settings(DEBUG=True):
         assert anybody_listens()
+
+
+def test_nobody_hears_what_is_enqueued() -> None:
+    assert not anybody_hears_enqueues()
+
+
+def test_a_receiver_hears_what_is_enqueued() -> None:
+    signals.task_enqueued.connect(hear)
+    tasks.noop.enqueue()
+    assert HEARD == [TaskResultStatus.READY]
+
+
+def test_what_django_logs_of_an_enqueue_is_still_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "django.tasks"):
+        assert anybody_hears_enqueues()
+        tasks.noop.enqueue()
+    assert "enqueued" in caplog.text

@@ -25,12 +25,27 @@ INSERT_BATCH = 500
 UNREADABLE_DUE = 1.0  # seconds until we look again after a row whose time is no time
 STATEMENT_LENGTH = 256 * 1024  # characters of outcomes in one statement
 
-INSERT = """
+INSERT_COLUMNS = (
+    "id",
+    "task_path",
+    "args",
+    "kwargs",
+    "backend",
+    "queue",
+    "priority",
+    "run_after",
+    "enqueued_at",
+    "policy",
+    "periodic",
+    "ready_queue",
+    "due_at",
+)
+INSERT_INTO = f"""
 INSERT INTO dbtasks_scheduledtask (
-    id, task_path, args, kwargs, backend, queue, priority, run_after, enqueued_at, policy, periodic,
-    ready_queue, due_at, status, worker_ids, errors, attempt, failures, crashes
-) VALUES """
-INSERT_ROW = f"({', '.join(['%s'] * 13)}, 'READY', '[]', '[]', 0, 0, 0)"
+    {", ".join(INSERT_COLUMNS)}, status, worker_ids, errors, attempt, failures, crashes
+)"""
+INSERT_REST = "'READY', '[]', '[]', 0, 0, 0"
+INSERT_ROW = f"({', '.join(['%s'] * len(INSERT_COLUMNS))}, {INSERT_REST})"
 
 FINISH = """
 UPDATE dbtasks_scheduledtask
@@ -105,6 +120,11 @@ SELECT {now},
      WHERE backend = %s AND next_due > '1000-01-01')"""
 
 
+@functools.lru_cache(maxsize=16)  # long texts
+def insert_sql(rows: int) -> str:
+    return f"{INSERT_INTO} VALUES {', '.join([INSERT_ROW] * rows)}"
+
+
 class Head(NamedTuple):
     """A queue that has claimable rows, in the order in which claims ask the queues."""
 
@@ -129,29 +149,26 @@ class PortableEngine(Operations, Overview, Statistics, Upkeep):
                 self.insert_batch(batch, notify)
 
     def insert_batch(self, rows: Sequence[NewTask], notify: bool) -> None:
-        self.run(INSERT + ", ".join([INSERT_ROW] * len(rows)), self.insert_parameters(rows))
+        values = itertools.chain.from_iterable(map(self.insert_values, rows))
+        self.run(insert_sql(len(rows)), list(values))
 
-    def insert_parameters(self, rows: Sequence[NewTask]) -> list[Any]:
-        time = functools.cache(self.time)  # rows that are inserted together share their times
-        return [
-            value
-            for row in rows
-            for value in (
-                row.id,
-                row.task_path,
-                row.args,
-                row.kwargs,
-                self.backend,
-                row.queue,
-                row.priority,
-                time(row.run_after),
-                time(row.enqueued_at),
-                row.policy,
-                row.periodic,
-                row.queue if row.due_at is None else None,
-                time(row.due_at),
-            )
-        ]
+    def insert_values(self, row: NewTask) -> tuple[Any, ...]:
+        """As INSERT_COLUMNS names them."""
+        return (
+            row.id,
+            row.task_path,
+            row.args,
+            row.kwargs,
+            self.backend,
+            row.queue,
+            row.priority,
+            self.time(row.run_after),
+            self.time(row.enqueued_at),
+            row.policy,
+            row.periodic,
+            row.queue if row.due_at is None else None,
+            self.time(row.due_at),
+        )
 
     # Consuming
 

@@ -8,19 +8,31 @@ again for each row, which finds other rows unlocked, and updates more than n.
 from __future__ import annotations
 
 import contextlib
+import datetime
+import functools
 import hashlib
-import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from django.db import DatabaseError, InternalError, OperationalError, transaction
+from django.db import DatabaseError, InternalError, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from ..fields import as_utc
 from ..queues import QueueSelection
-from .base import NOTIFY_INTERVAL, Claimant, Claimed, NewTask, Outcome, Survey, Watcher
+from .base import Claimant, Claimed, NewTask, Outcome, Survey, Watcher
 from .network import Networked
-from .portable import INSERT, INSERT_ROW, PortableEngine, by_id, in_claim_order
+from .notify import Listener, Notices, channel_name
+from .portable import (
+    INSERT_COLUMNS,
+    INSERT_INTO,
+    INSERT_REST,
+    PortableEngine,
+    by_id,
+    in_claim_order,
+    insert_sql,
+)
+from .prepared import Prepared
 from .upkeep import bounded
 
 # One queue: the index gives the rows in claim order, nothing is sorted.
@@ -133,12 +145,30 @@ FINISH_AND_CLAIM_ONE_QUEUE = {
     several: finish_and_claim_sql(outcomes, CANDIDATES_OF_ONE_QUEUE, CLAIM, COLUMNS)
     for several, outcomes in OUTCOMES_OF.items()
 }
+# With its limit as a number: PostgreSQL keeps no plan for a limit that it does not know.
+FINISH_ONE_AND_CLAIM_ONE = finish_and_claim_sql(
+    OUTCOME, CANDIDATES_OF_ONE_QUEUE.replace("LIMIT %s", "LIMIT 1"), CLAIM, COLUMNS
+)
 FINISH_AND_CLAIM_SEVERAL_QUEUES = {
     several: finish_and_claim_sql(
         outcomes, CANDIDATES_OF_SEVERAL_QUEUES, CLAIM_OF_SEVERAL, COLUMNS + 1
     )
     for several, outcomes in OUTCOMES_OF.items()
 }
+
+# Many rows: what they have in common comes once, and of the rest one value per column, which is
+# cheaper to write, to send and to read than a value per row and column. JSON as we write it, and
+# ids, have no newline, so that all of theirs can be one text.
+INSERT_MANY = f"{INSERT_INTO} SELECT {{values}}, {INSERT_REST} FROM unnest({{lists}}) r ({{names}})"
+LINES = "string_to_array(%s, chr(10))::{type}[]"
+TYPES = {
+    "id": "uuid",
+    "priority": "smallint",
+    "run_after": "timestamptz",
+    "enqueued_at": "timestamptz",
+    "due_at": "timestamptz",
+}
+WITHOUT_NEWLINES = frozenset({"id", "args", "kwargs", "policy"})
 
 # The notification rides in the statement that inserts: no round trip, no commit of its own.
 INSERT_AND_NOTIFY = (
@@ -170,37 +200,22 @@ class PostgreSQLEngine(Networked, PortableEngine):
     def __init__(self, alias: str, backend: str) -> None:
         super().__init__(alias, backend)
         self.channel = channel_name(backend)
-        self._notified: dict[str, float] = {}
+        self.notices = Notices()
+        self.finish_and_claim_one = Prepared(self.sql(FINISH_ONE_AND_CLAIM_ONE))
         self._only_one = NOT_ONE  # replaced whole: threads share it
 
     # Producing
 
+    def time(self, value: datetime.datetime | None) -> Any:
+        return None if value is None else as_utc(value)
+
     def insert_batch(self, rows: Sequence[NewTask], notify: bool) -> None:
-        queues = {row.queue for row in rows} if notify else set()
-        quiet = [queue for queue in queues if not self.notification_is_due(queue)]
-        if not queues.difference(quiet):
-            super().insert_batch(rows, notify)
-            return
-        insert = INSERT + ", ".join([INSERT_ROW] * len(rows))
-        self.run(
-            INSERT_AND_NOTIFY,
-            [*self.insert_parameters(rows), self.channel, sorted(queues.difference(quiet))],
-            insert=insert,
-        )
-
-    def notification_is_due(self, queue: str) -> bool:
-        """At most one per queue and NOTIFY_INTERVAL; schedulers look again after as long.
-
-        Inside a transaction always, and that counts for no other one: it may commit long after,
-        or never. PostgreSQL folds equal notifications of one transaction itself.
-        """
-        if self.connection.in_atomic_block:
-            return True
-        now = time.monotonic()
-        if now - self._notified.get(queue, 0.0) < NOTIFY_INTERVAL:
-            return False
-        self._notified[queue] = now
-        return True
+        told = self.notices.due(self.connection, {row.queue for row in rows}) if notify else []
+        insert, parameters = insertion(self.insert_values(row) for row in rows)
+        if told:
+            self.run(INSERT_AND_NOTIFY, [*parameters, self.channel, told], insert=insert)
+        else:
+            self.run(insert, parameters)
 
     # Consuming
 
@@ -240,7 +255,13 @@ class PostgreSQLEngine(Networked, PortableEngine):
         several, done = outcome_parameters(outcomes)
         parameters, more = self.candidates(queues, limit)
         texts = FINISH_AND_CLAIM_SEVERAL_QUEUES if more else FINISH_AND_CLAIM_ONE_QUEUE
-        rows = self.rows(texts[several], [*done, *parameters, who.node, who.worker], **more)
+        rows = None
+        if limit == 1 and not several and not more:
+            one_queue = parameters[:-1]  # the limit stands in the text
+            values = [*done, *one_queue, who.node, who.worker]
+            rows = self.finish_and_claim_one.rows(self.connection, values)
+        if rows is None:
+            rows = self.rows(texts[several], [*done, *parameters, who.node, who.worker], **more)
         finished = {self.hex(row[0]) for row in rows if row[1] is None}
         claimed = self.claimed([row for row in rows if row[1] is not None], queues)
         if not claimed and not more and queues.only is None:
@@ -282,7 +303,7 @@ class PostgreSQLEngine(Networked, PortableEngine):
     # The database itself
 
     def watcher(self) -> Watcher:
-        return Listener(self)
+        return Listener(self, self.channel)
 
     def prepare_connection(self, connection: BaseDatabaseWrapper) -> None:
         super().prepare_connection(connection)
@@ -299,45 +320,38 @@ class PostgreSQLEngine(Networked, PortableEngine):
         return super().unavailable(error)
 
 
-class Listener:
-    """LISTEN on the scheduler's own connection; listens again whenever that was replaced."""
+def insertion(rows: Iterable[tuple[Any, ...]]) -> tuple[str, list[Any]]:
+    """The statement that inserts these rows, of INSERT_COLUMNS, and its parameters."""
+    columns = list(zip(*rows, strict=True))
+    count = len(columns[0])
+    if count == 1:
+        return insert_sql(1), [column[0] for column in columns]
+    common: list[Any] = []
+    lists: list[Any] = []
+    shapes = []
+    for name, column in zip(INSERT_COLUMNS, columns, strict=True):
+        if column.count(column[0]) == count:
+            common.append(column[0])
+            shapes.append("")
+        elif name in WITHOUT_NEWLINES and (text := "\n".join(column)).count("\n") == count - 1:
+            lists.append(text)
+            shapes.append(LINES)
+        else:
+            lists.append(list(column))
+            shapes.append("%s::{type}[]")
+    return insert_many_sql(tuple(shapes)), [*common, *lists]
 
-    tells = True
-    interval: float | None = None
 
-    def __init__(self, engine: PostgreSQLEngine) -> None:
-        self.engine = engine
-        self._connection: Any = None
-        self._seen = threading.Event()
-
-    def fileno(self) -> int | None:
-        raw = self.engine.connection.connection
-        if raw is None or raw is not self._connection:
-            return None
-        with contextlib.suppress(Exception):
-            return int(raw.fileno())
-        return None
-
-    def changed(self) -> bool:
-        """Whether a notification came; also True after (re)connecting, since some were missed."""
-        connection = self.engine.connection
-        connection.ensure_connection()
-        raw: Any = connection.connection
-        if raw is not self._connection:
-            raw.add_notify_handler(lambda notification: self._seen.set())
-            with connection.cursor() as cursor:
-                cursor.execute(f'LISTEN "{self.engine.channel}"')
-            self._connection = raw
-            return True
-        try:
-            raw.pgconn.consume_input()
-            while raw.pgconn.notifies() is not None:
-                self._seen.set()
-        except Exception as error:
-            raise OperationalError(str(error)) from error
-        seen = self._seen.is_set()
-        self._seen.clear()
-        return seen
+@functools.lru_cache(maxsize=256)
+def insert_many_sql(shapes: tuple[str, ...]) -> str:
+    """`shapes`: by column, how its list is written; "" where all rows have the same value."""
+    types = [TYPES.get(name, "text") for name in INSERT_COLUMNS]
+    columns = list(zip(INSERT_COLUMNS, types, shapes, strict=True))
+    return INSERT_MANY.format(
+        values=", ".join(f"r.{name}" if shape else f"%s::{type}" for name, type, shape in columns),
+        lists=", ".join(shape.format(type=type) for _, type, shape in columns if shape),
+        names=", ".join(name for name, _, shape in columns if shape),
+    )
 
 
 def outcome_parameters(outcomes: Sequence[Outcome]) -> tuple[bool, list[Any]]:
@@ -355,14 +369,6 @@ def outcome_arrays(outcomes: Sequence[Outcome]) -> list[list[Any]]:
         for outcome in by_id(outcomes)
     )
     return [list(column) for column in zip(*rows, strict=True)]
-
-
-def channel_name(backend: str) -> str:
-    """PostgreSQL cuts identifiers at 63 bytes, so long names are hashed."""
-    name = f"dbtasks_{backend}"
-    if len(name.encode()) <= 63 and '"' not in name:
-        return name
-    return f"dbtasks_{hashlib.sha256(backend.encode()).hexdigest()[:32]}"
 
 
 def lock_key(backend: str, name: str) -> int:

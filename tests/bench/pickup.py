@@ -32,6 +32,10 @@ def once(contender: Contender, count: int) -> dict[str, float]:
             committed = times(contender.work("produce", path, count))
             contender.wait_drained(processes)
         started = times(path.read_text())
+    return delays_of(committed, started)
+
+
+def delays_of(committed: dict[int, float], started: dict[int, float]) -> dict[str, float]:
     delays = [(started[number] - committed[number]) * 1000 for number in committed]
     return {"ms, p50": statistics.median(delays), "ms, p99": percentile(delays, 0.99)}
 

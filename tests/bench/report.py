@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tests.bench.chart import chart
 from tests.bench.figures import Figure
+from tests.bench.fleet import THREADS
 from tests.bench.table import number, render, table
 
 BEGIN, END = "<!-- benchmark: written by make bench WRITE=1 -->", "<!-- end of benchmark -->"
@@ -33,6 +34,11 @@ CHAPTERS = {
         "One idle worker with default settings, a task every 50 to 150 ms at random: from the "
         "return of its commit until its first line runs. (A start may be seen before the commit "
         "has returned to the producer.)",
+    ),
+    "overtake": Chapter(
+        "Overtaking",
+        "How long a task of a high priority waits while all workers have more to do than they can: "
+        "from the return of its commit until its first line runs.",
     ),
     "rescue": Chapter(
         "Rescue", "From `kill -9` of a busy worker until its task runs again on another one."
@@ -65,6 +71,14 @@ CHAPTERS = {
         "is missing from 100 % of the workers' time is what the queue costs, and the lack of CPUs.",
         "tasks/s",
     ),
+    "fleet": Chapter(
+        "Fleet",
+        "What many nodes ask of one database. Computed: what one node does in a second, times what "
+        "each statement takes alone, times the nodes. Simulated: all nodes at once, played by "
+        f"{THREADS} threads that do the same for some seconds. A task is one statement and one "
+        "commit here, as it is when tasks are too long to be claimed many at a time. Above 100 % "
+        "the statements keep more than one connection busy.",
+    ),
 }
 
 
@@ -80,7 +94,7 @@ def page(
         "# Benchmark",
         "",
         "Written by `make bench WRITE=1` (with `PEERS=1` for the other products). Figures hold for",
-        f"the machine they come from. Each is the median of {repetitions}, with the least and the",
+        f"the machine they come from. Each is the median of {repetitions} with the least and the",
         "most in brackets; what is compared took turns. Servers are durable: fsync is on in",
         "PostgreSQL, `innodb_flush_log_at_trx_commit=1` in MariaDB, WAL with `synchronous=NORMAL`",
         "in SQLite. Database, producers and workers share the machine's CPUs.",

@@ -1,4 +1,4 @@
-"""Scale: more workers, more nodes, longer tasks; how much of the workers' time is theirs."""
+"""Scale: workers, nodes, run times, batch sizes; how much of the workers' time is theirs."""
 
 import functools
 from dataclasses import replace
@@ -10,6 +10,7 @@ from tests.bench.ours import supervisor
 from tests.bench.stage import Stage
 
 WORKERS_PER_NODE = 2
+BATCH_WORKERS = 2
 NODE_MILLISECONDS = 10
 
 
@@ -22,6 +23,12 @@ def measure(stage: Stage) -> list[Figure]:
             count = how_many(milliseconds, workers, sizes.scale_seconds, sizes.drain)
             run = functools.partial(once, ours, workers, workers, milliseconds, count)
             cases.append(Case(ours.name, f"{milliseconds} ms, {plural(workers)}", run))
+    for most in sizes.scale_batches:
+        limited = stage.ours(prefetch=most)
+        run = functools.partial(once, limited, BATCH_WORKERS, BATCH_WORKERS, 0, sizes.drain)
+        cases.append(
+            Case(ours.name, f"0 ms, at most {most} at a time, {BATCH_WORKERS} workers", run)
+        )
     several = replace(ours, command=nodes)
     for count_of_nodes in sizes.scale_nodes:
         workers = count_of_nodes * WORKERS_PER_NODE

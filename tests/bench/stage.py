@@ -20,6 +20,8 @@ class Sizes:
     drain_raw: tuple[int, ...] = (1, 50)
     drain_variants: tuple[str, ...] = ("auto", "1")
     pickups: int = 200
+    overtakings: int = 50
+    overtake_milliseconds: tuple[int, ...] = (1, 10)
     idle_seconds: float = 30.0
     idle_workers: tuple[int, ...] = (1, 8)
     history: int = 1_000_000
@@ -34,9 +36,14 @@ class Sizes:
     scale_workers: tuple[int, ...] = (1, 2, 4, 8, 16)
     scale_milliseconds: tuple[int, ...] = (0, 1, 10, 100)
     scale_nodes: tuple[int, ...] = (1, 2, 4)
+    scale_batches: tuple[int, ...] = (1, 5, 20, 50, 200)
     kills: int = 20
     periodic: int = 1_000
     periodic_rounds: int = 10
+    fleet_nodes: int = 50
+    fleet_seconds: float = 20.0
+    fleet_tries: int = 100
+    fleet_loads: tuple[float, ...] = (0, 5)  # tasks per second and node
 
 
 FULL = Sizes()
@@ -45,8 +52,10 @@ QUICK = Sizes(
     drain=1_000,
     drain_workers=(4,),
     drain_variants=("auto",),
-    pickups=15,
-    idle_seconds=2.0,
+    pickups=10,
+    overtakings=5,
+    overtake_milliseconds=(10,),
+    idle_seconds=1.0,
     idle_workers=(8,),
     history=20_000,
     backlog=10_000,
@@ -60,8 +69,13 @@ QUICK = Sizes(
     scale_workers=(4,),
     scale_milliseconds=(10,),
     scale_nodes=(),
-    kills=2,
     periodic_rounds=2,
+    scale_batches=(),
+    kills=1,
+    fleet_nodes=10,
+    fleet_seconds=1.0,
+    fleet_tries=20,
+    fleet_loads=(5,),
 )
 
 

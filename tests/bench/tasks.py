@@ -46,8 +46,13 @@ def append(path: str, number: int) -> None:
 TASKS: dict[str, Task] = {"noop": noop, "pause": pause, "stamp": stamp, "hold": hold}
 
 
+URGENT = 50  # a priority
+
+
 def enqueue(name: str, *arguments: Any) -> None:
-    TASKS[name].enqueue(*arguments)
+    """ "urgent" is a stamp of a high priority; not each product here has priorities."""
+    task = stamp.using(priority=URGENT) if name == "urgent" else TASKS[name]
+    task.enqueue(*arguments)
 
 
 def enqueue_many(name: str, count: int, *arguments: Any) -> None:

@@ -2,9 +2,10 @@
 
     python -m tests.bench.work migrate
     python -m tests.bench.work fill TASK COUNT [ARGUMENT ...]
-    python -m tests.bench.work produce PATH COUNT        one `stamp` every 50 to 150 ms
+    python -m tests.bench.work produce PATH COUNT [TASK] one `stamp` every 50 to 150 ms
     python -m tests.bench.work enqueue MODE COUNT        prints calls per second
     python -m tests.bench.work crowd PROCESSES COUNT     the same by many processes at once
+    python -m tests.bench.work fleet ...                 ours only, see tests/bench/fleet.py
 
 Which product that is, is said by BENCH_TASKS and the settings; nothing here knows it.
 """
@@ -43,13 +44,13 @@ def fill(task: str, count: str, *arguments: str) -> None:
         tasks().enqueue_many(task, min(BATCH, int(count) - done), *values)
 
 
-def produce(path: str, count: str) -> None:
+def produce(path: str, count: str, task: str = "stamp") -> None:
     """Prints, for each call, its number and when its transaction was committed."""
     pauses = random.Random(SEED)
     for number in range(int(count)):
         time.sleep(pauses.uniform(*PAUSE))
         with transaction.atomic():
-            tasks().enqueue("stamp", path, number)
+            tasks().enqueue(task, path, number)
         print(number, repr(time.time()))
 
 
@@ -98,12 +99,17 @@ def member(barrier: Barrier, count: int) -> None:
     one_by_one(count)
 
 
+def fleet(*words: str) -> None:
+    importlib.import_module("tests.bench.fleet").main(*words)
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "migrate": migrate,
     "fill": fill,
     "produce": produce,
     "enqueue": enqueue,
     "crowd": crowd,
+    "fleet": fleet,
 }
 
 

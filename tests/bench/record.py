@@ -1,0 +1,75 @@
+"""The figures on record: measured one at a time, on one machine, and written when all are there.
+
+One JSON file, by default .bench/figures.json. A measure on a database that is measured again takes
+the place of what was known of it; quick looks are not recorded.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from tests.bench.figures import Figure
+
+Machine = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one run of one measure on one database found, and where."""
+
+    measure: str
+    database: str
+    repetitions: int
+    machine: Machine
+    figures: list[Figure]
+    peers: list[str] = field(default_factory=list)  # how other products were run
+
+
+def load(path: Path) -> list[Record]:
+    """All records, oldest first; none where there is no file. Raises ValueError if it is spoilt."""
+    if not path.exists():
+        return []
+    try:
+        return [
+            Record(
+                **entry
+                | {
+                    "machine": [(name, value) for name, value in entry["machine"]],
+                    "figures": [Figure(**figure) for figure in entry["figures"]],
+                }
+            )
+            for entry in json.loads(path.read_text())
+        ]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} holds no figures ({error}); remove it.") from None
+
+
+def keep(path: Path, record: Record) -> None:
+    """Adds it in place of an earlier one; the file is whole at any time."""
+    others = [
+        known
+        for known in load(path)
+        if (known.measure, known.database) != (record.measure, record.database)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps([asdict(each) for each in [*others, record]], indent=1)
+    fresh = path.with_suffix(".new")
+    fresh.write_text(text)
+    os.replace(fresh, path)
+
+
+def figures_of(records: Iterable[Record], databases: Sequence[str]) -> list[Figure]:
+    """All of them, the databases in their order."""
+    ordered = sorted(records, key=lambda record: databases.index(record.database))
+    return [figure for record in ordered for figure in record.figures]
+
+
+def machine_of(records: Iterable[Record]) -> Machine:
+    """What the records say of their machine; where they differ, the newest."""
+    return list({name: value for record in records for name, value in record.machine}.items())
+
+
+def peers_of(records: Iterable[Record]) -> list[str]:
+    return list(dict.fromkeys(text for record in records for text in record.peers))
