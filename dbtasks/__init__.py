@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from .exceptions import Discard, Retry, TaskInterrupted, TaskTimeout, WorkerDied
+from .exceptions import Discard, Retry, TaskCancelled, TaskInterrupted, TaskTimeout, WorkerDied
 from .periodic import Periodic
 from .schedule import Crontab, Duration, Every, Schedule
 
@@ -21,6 +21,7 @@ __all__ = [
     "Retry",
     "Schedule",
     "Task",
+    "TaskCancelled",
     "TaskInterrupted",
     "TaskTimeout",
     "WorkerDied",

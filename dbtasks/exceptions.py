@@ -31,6 +31,13 @@ class TaskInterrupted(BaseException):
     """The runner is shutting down and the grace period is over; the task will run again."""
 
 
+class TaskCancelled(BaseException):
+    """Somebody cancelled the task: raised in it while it runs, and the error of one that did not.
+
+    A BaseException: `except Exception` lets it pass. The task ends FAILED and does not run again.
+    """
+
+
 class WorkerDied(Exception):
     """The worker process or its host died while it ran the task."""
 

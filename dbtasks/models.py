@@ -184,3 +184,38 @@ class Occurrence(models.Model):
 
     def __str__(self) -> str:
         return f"{self.name} at {self.due_at}"
+
+
+class Pause(models.Model):
+    """A queue or a task whose rows nobody claims. `id` names the place where its rows wait."""
+
+    backend = ExactCharField(max_length=BACKEND_MAX_LENGTH)
+    kind = ExactCharField(max_length=8, help_text='"queue" or "task".')
+    name = ExactCharField(max_length=PATH_MAX_LENGTH)
+    paused_at = UTCDateTimeField()
+    paused_by = models.CharField(max_length=NAME_MAX_LENGTH, blank=True, default="")
+    reason = models.TextField(blank=True, default="")
+
+    class Meta:
+        app_label = APP_LABEL
+        constraints = [
+            models.UniqueConstraint(fields=["backend", "kind", "name"], name="dbtasks_pause_once")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}"
+
+
+class Cancellation(models.Model):
+    """The wish that a running task end, until its node has carried it out."""
+
+    task_id = models.UUIDField(primary_key=True)
+    backend = ExactCharField(max_length=BACKEND_MAX_LENGTH)
+    requested_at = UTCDateTimeField()
+    grace = models.FloatField(help_text="Seconds between TaskCancelled and the worker's end.")
+
+    class Meta:
+        app_label = APP_LABEL
+
+    def __str__(self) -> str:
+        return str(self.task_id)

@@ -8,6 +8,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
 from .base import (
+    CancelRequest,
     Claimant,
     Claimed,
     Counts,
@@ -16,12 +17,14 @@ from .base import (
     NewTask,
     NodeInfo,
     Outcome,
+    PauseRow,
     PeriodicState,
     Rescued,
     Watcher,
 )
 
 __all__ = [
+    "CancelRequest",
     "Claimant",
     "Claimed",
     "Counts",
@@ -30,6 +33,7 @@ __all__ = [
     "NewTask",
     "NodeInfo",
     "Outcome",
+    "PauseRow",
     "PeriodicState",
     "Rescued",
     "Watcher",

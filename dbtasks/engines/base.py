@@ -98,20 +98,25 @@ class Death:
 
 @dataclasses.dataclass(frozen=True)
 class Rescued:
-    """Ids of the rows of a dead claimant: given back unpunished, to run again, or failed."""
+    """Ids of the rows of a dead claimant.
+
+    Given back unpunished, to run again, failed, or failed because they were cancelled before.
+    """
 
     released: tuple[str, ...] = ()
     retried: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
+    cancelled: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.released or self.retried or self.failed)
+        return bool(self.released or self.retried or self.failed or self.cancelled)
 
     def __add__(self, other: Rescued) -> Rescued:
         return Rescued(
             self.released + other.released,
             self.retried + other.retried,
             self.failed + other.failed,
+            self.cancelled + other.cancelled,
         )
 
 
@@ -142,6 +147,36 @@ class PeriodicState:
         return self.since if self.last_due is None else max(self.since, self.last_due)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class PauseRow:
+    """A row of models.Pause; the time aware and in UTC."""
+
+    id: int
+    kind: str
+    name: str
+    paused_at: datetime.datetime
+    by: str
+    reason: str
+
+
+class QueueState(NamedTuple):
+    """A queue with ready rows, and since when the one waits that is next (aware, UTC)."""
+
+    name: str
+    ready: int
+    since: datetime.datetime
+
+
+class CancelRequest(NamedTuple):
+    """A running task that is to end: which attempt of it, who runs it, and the grace in seconds."""
+
+    id: str
+    grace: float
+    node: str
+    worker: str
+    attempt: int
+
+
 class Glance(NamedTuple):
     """`due_in`: seconds until the next deferred row is due (negative: overdue), or None."""
 
@@ -159,11 +194,12 @@ class Survey(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """Rows of one backend that are not finished."""
+    """Rows of one backend that are not finished. `paused`: those whose task is paused."""
 
     ready: int
     deferred: int
     running: int
+    paused: int = 0
 
 
 class Watcher(Protocol):
@@ -231,6 +267,76 @@ class Engine(Protocol):
 
     def prune(self, limit: int = 1000) -> int:
         """Deletes up to `limit` rows past their retention, in one short transaction."""
+
+    # What people do (dbtasks.operations). Ids as hex; each returns why not, in words, by id.
+    def retry(self, ids: Iterable[str]) -> dict[str, str]:
+        """Makes finished rows ready again; what they have lived through stays with them."""
+
+    def run_now(self, ids: Iterable[str]) -> dict[str, str]:
+        """Makes deferred rows ready before their time."""
+
+    def cancel(self, ids: Iterable[str], grace: float) -> tuple[dict[str, str], set[str]]:
+        """Fails rows that no worker has; asks for the end of running ones, the second result."""
+
+    def delete(self, ids: Iterable[str]) -> dict[str, str]:
+        """Deletes rows that do not run."""
+
+    def set_priority(self, ids: Iterable[str], priority: int) -> dict[str, str]:
+        """Of rows that were not started."""
+
+    def set_queue(self, ids: Iterable[str], queue: str) -> dict[str, str]:
+        """Of rows that were not started."""
+
+    def cancel_requests(self) -> list[CancelRequest]:
+        """The running rows that are to end."""
+
+    def settle_cancels(self) -> int:
+        """Forgets requests whose rows are finished, and cancels rows that are READY again."""
+
+    def pauses(self) -> list[PauseRow]:
+        """Which queues and tasks are paused."""
+
+    def pause(self, kind: str, name: str, by: str, reason: str) -> bool:
+        """Pauses a "queue" or a "task"; False if it is already."""
+
+    def resume(self, kind: str, name: str) -> bool:
+        """Ends a pause; False if there is none."""
+
+    def park(self, who: Claimant, rows: Iterable[tuple[str, int, str]]) -> int:
+        """Puts rows (id, attempt, task path) of paused tasks aside, uncounted.
+
+        Returns how many; a row whose pause is over meanwhile stays with its claimant.
+        """
+
+    def unpark(self) -> int:
+        """Makes rows ready whose task is not paused any more."""
+
+    def prune_window(self, after: str) -> str | None:
+        """The last id of the next few thousand rows after the id `after`; None if none follow."""
+
+    def prune_finished(
+        self,
+        after: str,
+        last: str,
+        before: datetime.datetime | None,
+        statuses: Sequence[str],
+        queue: str | None,
+        dry_run: bool,
+        expired: bool,
+    ) -> int:
+        """Deletes (or counts) finished rows with ids over `after` up to `last` as they say."""
+
+    def queue_states(self) -> list[QueueState]:
+        """The queues that have ready rows."""
+
+    def next_due(self) -> datetime.datetime | None:
+        """When the next deferred row is due, or should have been."""
+
+    def orphans(self) -> int:
+        """How many rows run under the name of a node without a valid lease."""
+
+    def oldest_cancel(self) -> datetime.datetime | None:
+        """Since when the oldest request to end a running task waits."""
 
     # Nodes
     def renew_lease(self, node: NodeInfo, state: str = "running") -> None:

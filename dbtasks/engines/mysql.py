@@ -7,6 +7,7 @@ MariaDB has no UPDATE … RETURNING, so a claim is two statements in one transac
 from __future__ import annotations
 
 import contextlib
+import datetime
 import functools
 import hashlib
 import random
@@ -20,6 +21,7 @@ from ..queues import QueueSelection
 from .base import Claimant, Claimed, Death, NodeInfo, Outcome, Rescued
 from .connection import is_missing_table, plain_transaction
 from .network import Networked
+from .operations import Row
 from .portable import ByQueueEngine, Head, outcomes_as_json
 
 DEADLOCK, LOCK_WAIT_TIMEOUT = 1213, 1205
@@ -211,6 +213,31 @@ class MySQLEngine(Networked, ByQueueEngine):
     @retried
     def change_selected(self, select: str, change: str, limit: int) -> int:
         return super().change_selected(select, change, limit)
+
+    @retried
+    def decide_batch(
+        self,
+        ids: Sequence[str],
+        states: tuple[str, ...],
+        write: Callable[[Sequence[Row]], object],
+    ) -> dict[str, str]:
+        return super().decide_batch(ids, states, write)
+
+    @retried
+    def settle_batch(self, ids: Sequence[str]) -> None:
+        super().settle_batch(ids)
+
+    @retried
+    def park_rows(self, who: Claimant, task: str, claims: Sequence[tuple[str, int]]) -> int:
+        return super().park_rows(who, task, claims)
+
+    @retried
+    def unpark_batch(self, at: datetime.datetime) -> int:
+        return super().unpark_batch(at)
+
+    @retried
+    def delete_finished(self, ids: Sequence[Any]) -> int:
+        return super().delete_finished(ids)
 
     @retried
     def renew_lease(self, node: NodeInfo, state: str = "running") -> None:

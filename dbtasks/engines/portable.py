@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 from ..fields import utc_value
 from ..queues import QueueSelection
 from .base import Claimant, Claimed, Glance, NewTask, Outcome
+from .operations import Operations
+from .overview import Overview
 from .upkeep import RELEASE, Upkeep, bounded
 
 INSERT_BATCH = 500
@@ -91,7 +93,7 @@ class Head(NamedTuple):
     queue: str
 
 
-class PortableEngine(Upkeep):
+class PortableEngine(Operations, Overview, Upkeep):
     """Base of the engines. See base.Engine for what each method promises."""
 
     # Producing

@@ -251,8 +251,11 @@ class PostgreSQLEngine(Networked, PortableEngine):
         """Tells the other nodes too: their idle workers may be the only ones."""
         released = super().release(who, rows)
         if released:
-            self.rows(NOTIFY, (self.channel,))
+            self.tell_schedulers()
         return released
+
+    def tell_schedulers(self) -> None:
+        self.rows(NOTIFY, (self.channel,))
 
     def survey(self, node_id: str) -> Survey:
         """In one transaction: an idle node should not cost the database five."""

@@ -22,6 +22,7 @@ from .connection import Connected
 RESCUE_BATCH = 500
 LONGEST = 1000 * 365 * 86400.0  # seconds; no database has the date that timedelta.max leads to
 WORKER_DIED = "dbtasks.exceptions.WorkerDied"
+TASK_CANCELLED = "dbtasks.exceptions.TaskCancelled"
 
 # An attempt that is not counted leaves no trace: without earlier ones the row was never started.
 RELEASE = """
@@ -32,7 +33,8 @@ SET status = 'READY', ready_queue = queue, claim_node = NULL, claimed_by = NULL,
 WHERE claim_node = %s AND claimed_by = %s"""
 
 RESCUE_SELECT = """
-SELECT id, claimed_by, worker_ids, errors, crashes, policy
+SELECT id, claimed_by, worker_ids, errors, crashes, policy, (
+    SELECT COUNT(*) FROM dbtasks_cancellation WHERE task_id = dbtasks_scheduledtask.id)
 FROM dbtasks_scheduledtask
 WHERE claim_node = %s{worker} ORDER BY id LIMIT %s{lock}"""
 RESCUE_RELEASE = RELEASE.replace("claim_node = %s AND claimed_by = %s", "id = %s")
@@ -46,6 +48,7 @@ UPDATE dbtasks_scheduledtask
 SET status = 'FAILED', finished_at = {now}, claim_node = NULL, claimed_by = NULL,
     errors = %s, worker_ids = %s, crashes = %s, delete_after = {in_seconds}
 WHERE id = %s"""
+FORGET_CANCEL = "DELETE FROM dbtasks_cancellation WHERE task_id = %s"
 
 PROMOTE_SELECT = """
 SELECT id FROM dbtasks_scheduledtask
@@ -63,8 +66,11 @@ PRUNE = "DELETE FROM dbtasks_scheduledtask WHERE id IN ({ids})"
 
 COUNT_READY = """
 SELECT COUNT(*) FROM dbtasks_scheduledtask WHERE backend = %s AND ready_queue IS NOT NULL"""
+# From the year 9000 on wait those whose task is paused; see operations.PARKED.
 COUNT_DEFERRED = """
-SELECT COUNT(*) FROM dbtasks_scheduledtask WHERE backend = %s AND due_at IS NOT NULL"""
+SELECT COUNT(*) FROM dbtasks_scheduledtask WHERE backend = %s AND due_at < '9000-01-01'"""
+COUNT_PAUSED = """
+SELECT COUNT(*) FROM dbtasks_scheduledtask WHERE backend = %s AND due_at >= '9000-01-01'"""
 COUNT_RUNNING = """
 SELECT COUNT(*) FROM dbtasks_scheduledtask WHERE backend = %s AND claim_node IS NOT NULL"""
 
@@ -136,19 +142,27 @@ class Upkeep(Connected, abc.ABC):
             return self.rescue_rows(node, worker, death)
 
     def rescue_rows(self, node: str, worker: str | None, death: Death) -> Rescued:
-        released, retried, failed = [], [], []
+        released, retried, failed, cancelled = [], [], [], []
         parameters = (node, RESCUE_BATCH) if worker is None else (node, worker, RESCUE_BATCH)
         condition = "" if worker is None else " AND claimed_by = %s"
         for row in self.rows(RESCUE_SELECT, parameters, worker=condition):
-            raw_id, claimed_by, worker_ids, errors, crashes, policy_text = row
+            raw_id, claimed_by, worker_ids, errors, crashes, policy_text, wanted_to_end = row
             id = self.hex(raw_id)
-            if not death.counted or (death.running is not None and id not in death.running):
+            ran = death.running is None or id in death.running
+            if not wanted_to_end and not (ran and death.counted):
                 self.run(RESCUE_RELEASE, (raw_id,))
                 released.append(id)
                 continue
             policy = policy_from_text(policy_text)
+            done = append_json(worker_ids, claimed_by) if ran else worker_ids
+            if wanted_to_end:
+                told = append_json(errors, was_cancelled(ran))
+                retain = bounded(policy.retention(failed=True))
+                self.run(RESCUE_FAIL, (told, done, crashes, retain, raw_id))
+                self.run(FORGET_CANCEL, (raw_id,))
+                cancelled.append(id)
+                continue
             told = append_json(errors, worker_died(death.reason))
-            done = append_json(worker_ids, claimed_by)
             if crashes + 1 > policy.max_crashes:
                 retain = bounded(policy.retention(failed=True))
                 self.run(RESCUE_FAIL, (told, done, crashes + 1, retain, raw_id))
@@ -156,7 +170,7 @@ class Upkeep(Connected, abc.ABC):
             else:
                 self.run(RESCUE_RETRY, (told, done, crashes + 1, raw_id))
                 retried.append(id)
-        return Rescued(tuple(released), tuple(retried), tuple(failed))
+        return Rescued(tuple(released), tuple(retried), tuple(failed), tuple(cancelled))
 
     def promote_due(self, limit: int = 1000) -> int:
         return self.change_selected(PROMOTE_SELECT, PROMOTE, limit)
@@ -176,7 +190,7 @@ class Upkeep(Connected, abc.ABC):
         return Counts(
             *(
                 int(self.rows(query, (self.backend,))[0][0])
-                for query in (COUNT_READY, COUNT_DEFERRED, COUNT_RUNNING)
+                for query in (COUNT_READY, COUNT_DEFERRED, COUNT_RUNNING, COUNT_PAUSED)
             )
         )
 
@@ -274,6 +288,12 @@ def bounded(seconds: float | None) -> float | None:
 def worker_died(reason: str) -> dict[str, str]:
     """The entry of `errors` for an attempt whose worker died."""
     return {"exception_class_path": WORKER_DIED, "traceback": f"{WORKER_DIED}: {reason}\n"}
+
+
+def was_cancelled(ran: bool) -> dict[str, str]:
+    """The entry of `errors` for a task that was cancelled and could not say so itself."""
+    how = "cancelled, and its worker ended" if ran else "cancelled before it ran"
+    return {"exception_class_path": TASK_CANCELLED, "traceback": f"{TASK_CANCELLED}: {how}\n"}
 
 
 def append_json(text: str, value: Any) -> str:

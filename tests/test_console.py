@@ -1,0 +1,258 @@
+"""`manage.py dbtasks`: what it prints for people, pipes and programs, and its exit codes."""
+
+from __future__ import annotations
+
+import io
+import json
+import uuid
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.db import OperationalError, ProgrammingError
+
+from dbtasks.console import subcommands
+from dbtasks.console.output import Output, cell, duration, one_line, printable
+from dbtasks.engines import Engine
+from dbtasks.models import ScheduledTask
+from tests.engines import EVERYTHING, ME, fresh_engine, new_task, node, outcome_of, put
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class Said(tuple):
+    """The exit code, stdout and stderr of a call."""
+
+    code = property(lambda self: self[0])
+    out = property(lambda self: self[1])
+    err = property(lambda self: self[2])
+
+    @property
+    def lines(self) -> list[list[str]]:
+        return [line.split("\t") for line in self.out.splitlines()]
+
+    @property
+    def json(self):
+        return json.loads(self.out)
+
+
+def dbtasks(*arguments: object, terminal: bool = False) -> Said:
+    out, err = Terminal() if terminal else io.StringIO(), io.StringIO()
+    code = 0
+    try:
+        call_command("dbtasks", *map(str, arguments), stdout=out, stderr=err)
+    except CommandError as error:
+        code, _ = error.returncode, err.write(str(error))
+    except SystemExit as left:
+        code = left.code
+    return Said((code, out.getvalue(), err.getvalue()))
+
+
+@pytest.fixture
+def engine(db: None) -> Engine:
+    return fresh_engine()
+
+
+def done(engine: Engine, **changes) -> str:
+    """The id of a row that is finished."""
+    (claimed,) = engine.claim(ME, EVERYTHING)
+    engine.finish([outcome_of(claimed, **changes)])
+    return str(uuid.UUID(claimed.id))
+
+
+@pytest.mark.once
+def test_each_subcommand_says_what_it_does():
+    for name, subcommand in subcommands().items():
+        assert subcommand.HELP.endswith("."), name
+    assert {"status", "list", "show"} <= set(subcommands())
+
+
+# list
+
+
+def test_list_is_newest_first_and_filtered(engine):
+    ids = [str(uuid.UUID(id)) for id in put(engine, new_task("a"), new_task("b"), new_task("a"))]
+    done(engine, status="FAILED")
+    assert [line[0] for line in dbtasks("list").lines] == ids[::-1]
+    assert [line[0] for line in dbtasks("list", "--queue", "a", "--status", "ready").lines] == [
+        ids[2]
+    ]
+    assert dbtasks("list", "--status", "failed").lines[0][:4] == [ids[0], "failed", "a", "0"]
+    assert dbtasks("list", "--status", "running") == Said((1, "", ""))
+    assert len(dbtasks("list", "--task", "tests.app.*").lines) == 3
+    assert dbtasks("list", "--task", "tests.app").code == 1
+    assert len(dbtasks("list", "--since", "1h").lines) == 3
+    assert dbtasks("list", "--since", "2999-01-01").code == 1
+    assert dbtasks("list", "--node", "nobody").code == 1
+
+
+def test_list_goes_page_by_page(engine):
+    ids = [str(uuid.UUID(id)) for id in put(engine, *(new_task() for _ in range(5)))][::-1]
+    said = dbtasks("list", "--limit", 2, terminal=True)
+    assert said.out.splitlines()[0].startswith("ID ")
+    assert f"--before {ids[1]}" in said.err
+    page = dbtasks("list", "--limit", 2, "--before", ids[1])
+    assert [line[0] for line in page.lines] == ids[2:4]
+    assert dbtasks("list", "--limit", 2, "--before", ids[3], terminal=True).err == ""
+
+
+def test_list_as_json(engine):
+    put(engine, new_task(priority=3))
+    (row,) = dbtasks("list", "--json").json
+    assert (row["status"], row["priority"], row["finished"]) == ("ready", 3, None)
+
+
+def test_list_finds_what_a_node_runs_and_ran(engine):
+    from dbtasks.engines import Claimant
+
+    put(engine, new_task(), new_task())
+    engine.renew_lease(node("n1"))
+    (claimed,) = engine.claim(Claimant("n1", "web-1.abc"), EVERYTHING)
+    assert len(dbtasks("list", "--node", "web").lines) == 1
+    assert len(dbtasks("list", "--node", "n1's name").lines) == 1
+    who = Claimant("n1", "web-1.abc")
+    engine.finish([outcome_of(claimed, who)])
+    assert len(dbtasks("list", "--node", "web").lines) == 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("list", "--limit", 0),
+        ("list", "--before", "abc"),
+        ("list", "--since", "yesterday"),
+        ("list", "--since", "2030-99-99"),
+        ("list", "--status", "odd"),
+        ("show", "abc"),
+        ("list", "--backend", "nobody"),
+    ],
+)
+def test_wrong_usage_is_told_in_one_line(engine, wrong):
+    said = dbtasks(*wrong)
+    assert said.code in (1, 2)
+    assert said.out == ""
+    assert said.err or wrong[2] == "odd"
+
+
+# show
+
+
+def test_show_tells_all(engine):
+    put(engine, new_task(args='["\\u001b[31m"]', kwargs='{"a":1}'))
+    errors = '[{"exception_class_path":"a.B","traceback":"one\\ntwo \\u001b[2J"}]'
+    id = done(engine, status="FAILED", errors=errors)
+    said = dbtasks("show", id, terminal=True)
+    assert said.code == 0
+    assert "\x1b" not in said.out
+    assert "error 1: a.B" in said.out
+    assert "two \\x1b[2J" in said.out
+    (row,) = dbtasks("show", id, "--json").json
+    assert (row["args"], row["kwargs"], row["status"]) == (["\x1b[31m"], {"a": 1}, "failed")
+    assert row["workers"] == [ME.worker]
+    assert ["status", "failed"] in dbtasks("show", id).lines
+
+
+def test_show_says_which_task_does_not_exist(engine):
+    (id,) = put(engine, new_task())
+    missing = uuid.uuid4()
+    said = dbtasks("show", id, missing)
+    assert said.code == 1
+    assert f"{missing} does not exist" in said.err
+    assert str(uuid.UUID(id)) in said.out
+
+
+# status
+
+
+def test_status_of_nothing_is_a_warning(engine):
+    said = dbtasks("status", terminal=True)
+    assert said.code == 1
+    assert "no node is running" in said.out
+    assert "0 ready" in said.out
+
+
+def test_status_tells_nodes_queues_and_troubles(engine):
+    engine.renew_lease(node())
+    assert dbtasks("status").code == 0
+    put(engine, new_task("email"), new_task("email"))
+    engine.pause("queue", "email", "ada", "why not")
+    said = dbtasks("status", "--json")
+    assert said.code == 1
+    assert said.json["counts"] == {"ready": 2, "running": 0, "deferred": 0, "paused": 0}
+    assert [row["state"] for row in said.json["nodes"]] == ["running"]
+    (queue,) = said.json["queues"]
+    assert (queue["queue"], queue["ready"], queue["paused"]) == ("email", 2, True)
+    (trouble,) = said.json["troubles"]
+    assert trouble["code"] == "queue-paused"
+    assert trouble["advice"] == "manage.py dbtasks resume --queue email"
+    assert ["count", "ready", "2"] in dbtasks("status").lines
+    assert "email" in dbtasks("status", terminal=True).out
+
+
+# The database is not as it should be
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OperationalError("connection refused"), "connection refused"),
+        (ProgrammingError('relation "x" does not exist'), "manage.py migrate"),
+    ],
+)
+def test_a_database_that_cannot_be_asked_is_no_traceback(engine, monkeypatch, error, told):
+    def broken(*arguments, **more):
+        raise error
+
+    monkeypatch.setattr(ScheduledTask.objects, "using", broken)
+    said = dbtasks("list")
+    assert (said.code, said.out) == (1, "")
+    assert told in said.err
+
+
+# Output
+
+
+@pytest.mark.once
+def test_a_pipe_that_nobody_reads_is_silent(monkeypatch, engine):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    put(engine, new_task())
+    call_command("dbtasks", "list", stdout=Closed(), stderr=io.StringIO())
+
+
+@pytest.mark.once
+def test_what_is_printed_fits_into_the_stream():
+    buffer = io.BytesIO()
+    stream = io.TextIOWrapper(buffer, encoding="ascii")
+    Output(stream, io.StringIO()).line("grün")
+    stream.flush()
+    assert buffer.getvalue() == b"gr\\xfcn\n"
+
+
+@pytest.mark.once
+def test_cells_are_one_line_without_control_characters():
+    assert one_line("a\tb\nc\x1b[0m\\") == "a\\tb\\nc\\x1b[0m\\\\"
+    assert printable("a\x1bb\n\tc") == "a\\x1bb\n\tc"
+    assert (cell(None), cell(None, exact=True)) == ("-", "")
+    assert (cell(True), cell(1.50), cell({"a": [1]})) == ("yes", "1.5", '{"a": [1]}')
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [
+        (0, "0.0s"),
+        (9.96, "10.0s"),
+        (59, "59s"),
+        (61, "1m 1s"),
+        (3600, "1h 0m"),
+        (90_061, "1d 1h"),
+        (-61, "-1m 1s"),
+    ],
+)
+def test_durations_are_told_in_two_units(seconds, told):
+    assert duration(seconds) == told
