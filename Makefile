@@ -87,6 +87,10 @@ chaos: env  ## Load and random kills on every database: SECONDS=180 in all, SEED
 soak: env  ## Whether a node grows: TASKS=100000 DEATHS=200, ARGS="--database postgresql"
 	@$(PY) -m tests.soak --tasks $(or $(TASKS),100000) --deaths $(or $(DEATHS),200) $(ARGS)
 
+.PHONY: reference
+reference: env  ## docs/reference/, written from the code
+	@$(PY) -m tests.reference
+
 .PHONY: test-upgrade
 test-upgrade: env  ## The first version's code beside this one's on one schema: ARGS="--help"
 	@$(PY) -m tests.upgrade $(ARGS)

@@ -2,7 +2,7 @@
 
 What a block is, its language says; a comment before it can say more:
 
-    <!-- test: create FILE -->, append FILE, shell, shell background, python
+    <!-- test: create FILE -->, append FILE, shell, shell background, python, log TEXT
         a step of the page's story, which is followed in an empty project (test_docs_stories.py)
     <!-- on: postgresql -->
         it is for that database only (sqlite, postgresql, mysql)

@@ -31,7 +31,7 @@ from dbtasks_supervisor.options import SETTINGS
 from tests.pages import ROOT, Block, all_blocks, blocks, pages
 
 BACKEND = "dbtasks.backend.DatabaseBackend"
-STORY = ("create", "append", "shell", "shell background", "python")
+STORY = ("create", "append", "shell", "shell background", "python", "log")
 # Programs that are not ours: their lines are only split into words.
 FOREIGN = {
     *(
