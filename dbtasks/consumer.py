@@ -28,6 +28,8 @@ from .lease import Lease
 from .pace import WORTH, Pace
 from .queues import QueueSelection
 from .results import json_list, update_result
+from .signals import send, task_retried
+from .tally import Tally
 
 if TYPE_CHECKING:
     from .backend import DatabaseBackend
@@ -71,6 +73,9 @@ class Control(Protocol):
     def settled(self) -> None:
         """The outcomes of all tasks that ended are written."""
 
+    def counting(self, tally: Tally) -> None:
+        """Here the consumer counts what it has run; hand it on from time to time, and at last."""
+
     def gave_back(self, count: int) -> None:
         """So many rows that we had claimed are ready again, for others."""
 
@@ -107,6 +112,8 @@ class Consumer:
         self.hand = control.hand
         self.pace = Pace(backend.parsed.prefetch)
         self.processed = 0
+        self.tally = Tally()
+        control.counting(self.tally)
         self._unwritten: list[Execution] = []
         self._unwritten_since = 0.0
         self._hurry = False  # something unwritten may not wait
@@ -279,6 +286,7 @@ class Consumer:
         """Tells the world about outcomes that are in the database now."""
         for position, execution in enumerate(self._unwritten):
             if execution.outcome.id in written or self.hand.gave_away(position):
+                self.tally.count(execution)
                 self.announce(execution)
             else:
                 logger.warning(
@@ -297,9 +305,24 @@ class Consumer:
     def announce(self, execution: Execution) -> None:
         if execution.failed or logger.isEnabledFor(logging.DEBUG):
             log_outcome(execution, self.about(execution))
+        if not execution.finished and task_retried.receivers:
+            self.tell_of_retry(execution)
         if execution.result is not None and execution.finished and self.backend.parsed.signals:
             update_result(execution.result, finished_at=timezone.now())
             task_finished.send_robust(type(self.backend), task_result=execution.result)
+
+    def tell_of_retry(self, execution: Execution) -> None:
+        """Not of an attempt that does not count: it was interrupted, or is for newer code."""
+        if execution.outcome.worker_ids != execution.claimed.worker_ids:
+            about = self.about(execution)
+            del about["duration_ms"]
+            send(
+                "task_retried",
+                self.backend,
+                error=execution.error,
+                retry_in=execution.outcome.retry_in,
+                **about,
+            )
 
     @property
     def identity(self) -> dict[str, Any]:

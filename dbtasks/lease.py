@@ -6,12 +6,19 @@ for half of its time is not relied upon: no worker claims anything until it is r
 
 from __future__ import annotations
 
+import logging
 import mmap
 import struct
 import time
 
+from django.db import DatabaseError
+
 from .engines import Engine, NodeInfo
 
+logger = logging.getLogger("dbtasks")
+
+# Seconds: long enough for a lock of the moment; an outage is not waited for.
+FAREWELL_PATIENCE, BETWEEN_FAREWELLS = 1.0, 0.1
 _TIME = struct.Struct("=d")
 _RENEWED, _RESUMED = 0, _TIME.size  # where in the page
 
@@ -30,6 +37,19 @@ class Lease:
         if self.is_lapsed:
             _TIME.pack_into(self._page, _RESUMED, asked_at)
         _TIME.pack_into(self._page, _RENEWED, asked_at)
+
+    def end(self, engine: Engine) -> None:
+        """Removes the node, which holds no claims any more. What fails is left to its expiry."""
+        began = clock()
+        while True:
+            try:
+                return engine.end_lease(self.node.id)
+            except DatabaseError as error:
+                engine.close()
+                if clock() - began > FAREWELL_PATIENCE:
+                    told = "node %s stays registered until its lease expires: %s"
+                    return logger.warning(told, self.node.name, error)
+            time.sleep(BETWEEN_FAREWELLS)
 
     @property
     def is_doubtful(self) -> bool:

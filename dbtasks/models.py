@@ -129,6 +129,8 @@ class Worker(models.Model):
     failed = models.PositiveBigIntegerField(default=0)
     restarts = models.PositiveIntegerField(default=0, help_text="Of this worker's slot.")
     memory = models.PositiveBigIntegerField(null=True, help_text="Unique memory in bytes.")
+    cpu_seconds = models.FloatField(null=True, help_text="CPU time of the process so far.")
+    up_seconds = models.FloatField(null=True, help_text="How long the worker has been there.")
     last_seen = UTCDateTimeField()
 
     class Meta:
@@ -136,6 +138,58 @@ class Worker(models.Model):
 
     def __str__(self) -> str:
         return self.id
+
+
+def _count() -> models.BigIntegerField:
+    return models.BigIntegerField(default=0, db_default=0)
+
+
+class Statistic(models.Model):
+    """How many attempts of a task ended in one minute, and how long they took; see statistics.py.
+
+    Minute 0 holds the totals, which are added to at the same time and kept when minutes are
+    deleted.
+    """
+
+    backend = ExactCharField(max_length=BACKEND_MAX_LENGTH)
+    minute = models.PositiveIntegerField(help_text="Since 1970, by the database's clock.")
+    queue = ExactCharField(max_length=QUEUE_MAX_LENGTH)
+    task_path = ExactCharField(max_length=PATH_MAX_LENGTH)
+    succeeded = _count()
+    failed = _count()
+    retried = _count()
+    rescued = _count()
+    waited = _count()  # first attempts, and how many microseconds they waited for a worker
+    wait_us = _count()
+    run_us = _count()
+    # So many attempts took longer than the bucket before says, and at most this:
+    bucket_00 = _count()  # up to 1 ms
+    bucket_01 = _count()  # up to 5 ms
+    bucket_02 = _count()  # up to 10 ms
+    bucket_03 = _count()  # up to 25 ms
+    bucket_04 = _count()  # up to 50 ms
+    bucket_05 = _count()  # up to 100 ms
+    bucket_06 = _count()  # up to 250 ms
+    bucket_07 = _count()  # up to 500 ms
+    bucket_08 = _count()  # up to 1 s
+    bucket_09 = _count()  # up to 2.5 s
+    bucket_10 = _count()  # up to 5 s
+    bucket_11 = _count()  # up to 10 s
+    bucket_12 = _count()  # up to 30 s
+    bucket_13 = _count()  # up to 1 min
+    bucket_14 = _count()  # up to 5 min
+    bucket_15 = _count()  # longer
+
+    class Meta:
+        app_label = APP_LABEL
+        constraints = [
+            models.UniqueConstraint(
+                fields=["backend", "minute", "queue", "task_path"], name="dbtasks_statistic_place"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.task_path} in minute {self.minute}"
 
 
 class PeriodicTask(models.Model):

@@ -35,6 +35,7 @@ from .periodic import Periodic
 from .queues import select_queues
 from .results import unchecked
 from .retention import prune, stop_when
+from .signals import send, send_aside
 from .tasks import Task
 from .threads import ThreadControl
 from .timekeeper import Hooks, Timekeeper, keep_patient
@@ -140,7 +141,12 @@ class Runner:
             lease=options.worker_timeout,
         )
         self.lease = Lease(self.node)
-        hooks = Hooks(work=self.wake, cleanup=self._cleanup_wanted.set, workers=self.worker_rows)
+        hooks = Hooks(
+            work=self.wake,
+            cleanup=self._cleanup_wanted.set,
+            workers=self.worker_rows,
+            announce=self.announce,
+        )
         self.keeper = Timekeeper(
             self.backend,
             self.node,
@@ -191,7 +197,7 @@ class Runner:
         with contextlib.suppress(DatabaseError):
             shut_down = Death("its runner was shut down", counted=False)
             self.engine.rescue(self.node.id, None, shut_down)
-            self.engine.end_lease(self.node.id)
+            self.lease.end(self.engine)
 
     def wait_for(self, result: TaskResult, timeout: float | None = None) -> bool:
         """Blocks until `result` is finished and refreshes it; False after `timeout` seconds."""
@@ -218,8 +224,9 @@ class Runner:
             self.stop()
             for thread in self._threads:
                 thread.join()
+            self.lease.end(self.engine)
             with contextlib.suppress(DatabaseError):
-                self.engine.end_lease(self.node.id)
+                self.keeper.ledger.write()
             connections.close_all()
             self._waker.close()
             wakened.close()
@@ -324,16 +331,24 @@ class Runner:
         consumer = Consumer(self.backend, who, self.queues, control, self.lease)
         self._consumers.append(consumer)
         stop_when(control.stopping)
+        about = {"worker_id": who.worker, "node": self.worker_id}
+        send("worker_started", self.backend, **about)
+        why = ""
         try:
             consumer.run()
         except BaseException as error:
+            why = "the worker thread crashed"
             logger.critical("worker thread %s crashed", who.worker, exc_info=error)
             self._failure = error
             self.stop()
             with contextlib.suppress(DatabaseError):
                 self.engine.close()
-                self.engine.rescue(who.node, who.worker, Death("its worker thread crashed"))
+                death = Death("its worker thread crashed")
+                rescued = self.engine.rescue(who.node, who.worker, death)
+                self.keeper.note_rescue(rescued, who.worker, death.reason)
         finally:
+            control.hand_on_counts()
+            send("worker_stopped", self.backend, crashed=bool(why), reason=why, **about)
             connections.close_all()
             self.note_progress()
 
@@ -365,33 +380,44 @@ class Runner:
 
     def worker_rows(self) -> list[dict[str, Any]]:
         rows = []
-        for _number, (control, consumer) in enumerate(
-            zip(self._controls, self._consumers, strict=False), 1
-        ):
+        now = time.monotonic()
+        for consumer in list(self._consumers):
+            control = consumer.control
+            assert isinstance(control, ThreadControl)
+            running = control.running
             rows.append(
                 {
                     "id": consumer.who.worker,
                     "kind": "thread",
                     "pid": os.getpid(),
-                    "state": "busy" if control.running else "idle",
-                    "task_id": "",
-                    "task_path": "",
-                    "task_seconds": None,
+                    "state": "idle" if running is None else "busy",
+                    "task_id": "" if running is None else running.id,
+                    "task_path": "" if running is None else running.task_path,
+                    "task_seconds": None if running is None else round(now - control.began_at, 3),
                     "done": consumer.processed,
-                    "failed": 0,
+                    "failed": control.failed,
                     "restarts": 0,
-                    "memory": None,
+                    "memory": None,  # all threads share it, and the CPU time
+                    "cpu_seconds": None,
+                    "up_seconds": round(now - control.born, 3),
                 }
             )
         return rows
+
+    def announce(self, name: str, details: dict[str, Any]) -> None:
+        """Calls the receivers of one of our signals in a thread of its own."""
+        send_aside(name, self.backend, **details)
 
     def database_lost(self, who: object, why: str) -> None:
         """One line for the node, however many of its threads notice."""
         with self._lock:
             self._without_database.add(who)
-            if self._down_since is None:
+            begins = self._down_since is None
+            if begins:
                 self._down_since = time.monotonic()
                 logger.error("degraded: %s; trying again until it works", why)
+        if begins:
+            self.announce("node_degraded", {"node": self.worker_id, "reason": why})
 
     def database_found(self, who: object) -> None:
         """The node is well again when each of its threads is."""

@@ -11,6 +11,7 @@ from .engines import Claimant, Claimed
 from .execution import Execution
 from .hand import OVERRUN, Handover, LocalHand
 from .interruption import ThreadLimit
+from .tally import Tally
 
 if TYPE_CHECKING:
     from .runner import Runner
@@ -29,8 +30,11 @@ class ThreadControl:
         self.began_at = 0.0
         self.limit = ThreadLimit()
         self.waiting = False
-        self.running = False
+        self.running: Claimed | None = None
+        self.failed = 0
+        self.born = time.monotonic()
         self.resting = False
+        self.tally = Tally()
         self._woken = threading.Event()
 
     def stopping(self) -> bool:
@@ -42,6 +46,7 @@ class ThreadControl:
         self.runner.note_progress()
 
     def wait(self) -> None:
+        self.hand_on_counts()
         self.runner.worker_rests(self)
         if not self.stopping():
             self._woken.wait(random.uniform(*SELF_LOOK) * self.runner.workers)
@@ -59,12 +64,13 @@ class ThreadControl:
 
     def began(self, claimed: Claimed) -> None:
         self.began_at = time.monotonic()
-        self.waiting, self.running = False, True
+        self.waiting, self.running = False, claimed
         self.runner.worker_begins(self)
 
     def ended(self, execution: Execution) -> bool:
         self.limit.release()
-        self.running = False
+        self.running = None
+        self.failed += execution.failed
         return self.hand.keep(execution.outcome)
 
     def gave_back(self, count: int) -> None:
@@ -75,12 +81,21 @@ class ThreadControl:
 
     def overrun(self, now: float) -> Handover | None:
         """What waits behind a task that has been running for too long."""
-        if self.who is None or not self.running or now - self.began_at < OVERRUN:
+        if self.who is None or self.running is None or now - self.began_at < OVERRUN:
             return None
         return self.hand.take_over(self.who)
 
     def settled(self) -> None:
         self.runner.note_progress()
+        if self.tally.due_in == 0.0:
+            self.hand_on_counts()
+
+    def counting(self, tally: Tally) -> None:
+        self.tally = tally
+
+    def hand_on_counts(self) -> None:
+        """To the thread that writes them."""
+        self.runner.keeper.ledger.add(self.tally.take().items())
 
     def database_lost(self, why: str) -> None:
         self.runner.database_lost(self, why)

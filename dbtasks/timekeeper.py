@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from django.tasks import DEFAULT_TASK_QUEUE_NAME
 from django.tasks.base import Task as DjangoTask
 
-from .engines import Death, NewTask, NodeInfo, PeriodicState
+from .engines import Death, NewTask, NodeInfo, PeriodicState, Rescued
 from .engines.base import NOTIFY_INTERVAL
 from .execution import described
 from .ids import dashed
@@ -27,6 +27,8 @@ from .periodic import BoundPeriodic
 from .queues import QueueSelection
 from .results import missing_task, resolve_task, unchecked
 from .schedule import ScheduleError
+from .signals import is_wanted, rescued_details
+from .tally import Ledger, rescued_counts
 
 if TYPE_CHECKING:
     from .backend import DatabaseBackend
@@ -57,6 +59,8 @@ class Hooks:
     """The node's workers as we know them, as fields of models.Worker."""
     told_at: Callable[[], float] = time.monotonic
     """When that was so (monotonic): the parent of processes may be late to tell."""
+    announce: Callable[[str, dict[str, Any]], None] = lambda name, details: None
+    """Calls the receivers of one of our signals, elsewhere: they may take their time."""
     foreign: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
     """Around the project's own code, which may take its time."""
 
@@ -90,6 +94,7 @@ class Timekeeper:
         self.periodic = {entry.name: entry for entry in periodic}
         self.retention = retention
         self.draining = False
+        self.ledger = Ledger(self.engine)
         self._strays: dict[str, float] = {}  # since when we have seen them, monotonic
         self._deployed_at: datetime.datetime | None = None
         self._next: dict[str, datetime.datetime] = {}
@@ -106,8 +111,10 @@ class Timekeeper:
         self._well = False
         if time.monotonic() >= self._renew_at:
             self.heartbeat()
+        if time.monotonic() >= self.ledger.write_at:
+            self.ledger.write()
         if self.draining:
-            return self._renew_at - time.monotonic()
+            return max(0.0, min(self._renew_at, self.ledger.write_at) - time.monotonic())
         if self.watcher.changed():
             self._changed_at = time.monotonic()
             self.look()
@@ -125,7 +132,7 @@ class Timekeeper:
         return self.watcher.fileno() if self._well else None
 
     def sleep_time(self) -> float:
-        wake = min(self._renew_at, self._look_at, self._promote_at)
+        wake = min(self._renew_at, self._look_at, self._promote_at, self.ledger.write_at)
         if self.periodic:
             wake = min(wake, self._periodic_at)
         if self.watcher.interval is not None:
@@ -168,9 +175,17 @@ class Timekeeper:
         for worker in [worker for worker in strays if self._strays[worker] < told_at]:
             death = Death("its claim came after its death", running=frozenset())
             if rescued := self.engine.rescue(self.node.id, worker, death):
+                self.note_rescue(rescued, worker, death.reason)
                 logger.warning(
                     "gave back %d tasks of dead worker %s", len(rescued.released), worker
                 )
+
+    def note_rescue(self, rescued: Rescued, whose: str, reason: str) -> None:
+        """Counts it and tells of it."""
+        self.ledger.add(rescued_counts(rescued))
+        if is_wanted("task_rescued"):
+            for details in rescued_details(rescued, whose, reason):
+                self.hooks.announce("task_rescued", details)
 
     def trust_others(self) -> None:
         """We could not renew in time, so others cannot have either: they get time to do it.
@@ -194,6 +209,7 @@ class Timekeeper:
             )
             rescued = self.engine.rescue(node_id, None, Death(reason))
             self.engine.end_lease(node_id)
+            self.note_rescue(rescued, name, reason)
             if rescued:
                 self.hooks.work(len(rescued.retried) + len(rescued.released))
                 logger.warning(

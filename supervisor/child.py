@@ -13,12 +13,13 @@ from typing import Any
 from .board import Board, State
 from .channel import Channel
 from .hand import SharedHand
-from .process import unique_memory
+from .process import cpu_seconds, unique_memory
 from .signals import WORKER_DRAIN, WORKER_DUMP, WORKER_INTERRUPT, name_of
 
 WAKE_AGAIN = 0.05  # seconds that a worker has for answering a wake-up before the next one
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.5, 60.0  # seconds
 WAKEABLE = (State.IDLE, State.LOOKING)
+LOOPING = 3  # crashes in a row without a task in between
 HEALTHY_AFTER = 60.0  # seconds of life after which earlier crashes are forgotten
 
 
@@ -176,6 +177,8 @@ class Child:
             "failed": view.failed if view else 0,
             "restarts": restarts,
             "memory": unique_memory(self.pid) or None,
+            "cpu_seconds": cpu_seconds(self.pid),
+            "up_seconds": round(self.age, 3),
         }
 
     def close(self) -> None:
@@ -203,6 +206,11 @@ class Slot:
     def is_unwell(self) -> bool:
         """Empty, or its child is younger than the memory of the crashes before it."""
         return self.child is None or (self.crashes > 0 and self.child.age < HEALTHY_AFTER)
+
+    @property
+    def is_looping(self) -> bool:
+        """Whether its children crash one after the other."""
+        return self.crashes >= LOOPING and self.is_unwell
 
     def note_end(self, child: Child, crashed: bool, jitter: float) -> None:
         """Plans the next child: at once after a first crash or none, then with backoff.

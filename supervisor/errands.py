@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from typing import Any
+
+from dbtasks import signals
 
 from .child import Child, Kind
-from .janitor import Cleanup, Farewell, Job, Rescue, Settle
+from .janitor import Announce, Cleanup, Farewell, Job, Rescue, Settle
 from .nursery import Nursery
 
 logger = logging.getLogger("dbtasks")
 
+MOST_ANNOUNCEMENTS = 100  # that wait to be told
 LONGEST_WAIT = 10.0  # seconds until a janitor that died is replaced, at most
 
 
@@ -21,6 +25,7 @@ class Errands:
     def __init__(self, nursery: Nursery) -> None:
         self.nursery = nursery
         self.rescues: list[Job] = []
+        self.announcements: list[Announce] = []
         self.cleanup_wanted = False
         self.crashes = 0
         self.next_at = 0.0
@@ -28,7 +33,7 @@ class Errands:
     @property
     def pending(self) -> bool:
         """Whether anything is still to be done or being done."""
-        return bool(self.rescues or self.nursery.of_kind(Kind.JANITOR))
+        return bool(self.rescues or self.announcements or self.nursery.of_kind(Kind.JANITOR))
 
     @property
     def is_busy(self) -> bool:
@@ -43,8 +48,13 @@ class Errands:
     def add(self, job: Rescue | Settle) -> None:
         self.rescues.append(job)
 
+    def announce(self, name: str, **details: Any) -> None:
+        """Has the receivers of a signal called, if there are any; of a flood, not all are told."""
+        if signals.is_wanted(name) and len(self.announcements) < MOST_ANNOUNCEMENTS:
+            self.announcements.append(Announce(name, details))
+
     def start(self, now: float, cleanup: bool) -> None:
-        """One janitor for rescues and one for retention: the first never waits for the second."""
+        """One janitor for rescues, one for retention, one for signals: none waits for another."""
         try:
             if self.rescues and not self.is_rescuing and now >= self.next_at:
                 self.nursery.fork_janitor(self.rescues)
@@ -52,6 +62,9 @@ class Errands:
             if cleanup and self.cleanup_wanted and not self.is_cleaning:
                 self.nursery.fork_janitor([Cleanup()])
                 self.cleanup_wanted = False
+            if self.announcements and not self.is_doing(Announce):
+                self.nursery.fork_janitor(self.announcements)
+                self.announcements = []
         except OSError as error:
             self.next_at = now + 1.0
             logger.error("cannot fork a janitor (%s); trying again", error)
@@ -75,21 +88,23 @@ class Errands:
             return
         self.crashes += 1
         self.next_at = time.monotonic() + min(0.1 * 2.0**self.crashes, LONGEST_WAIT)
+        if any(isinstance(job, Announce) for job in janitor.jobs):
+            logger.error("the receivers of a signal did not return, or ended their process")
+            return
         logger.error("the janitor died; its work is tried again")
         self.rescues += [job for job in janitor.jobs if not isinstance(job, Cleanup)]
 
     @property
     def is_cleaning(self) -> bool:
-        return any(
-            isinstance(job, Cleanup)
-            for child in self.nursery.of_kind(Kind.JANITOR)
-            for job in child.jobs
-        )
+        return self.is_doing(Cleanup)
 
     @property
     def is_rescuing(self) -> bool:
+        return self.is_doing(Rescue, Settle, Farewell)
+
+    def is_doing(self, *kinds: type[Job]) -> bool:
         return any(
-            not isinstance(job, Cleanup)
+            isinstance(job, kinds)
             for child in self.nursery.of_kind(Kind.JANITOR)
             for job in child.jobs
         )

@@ -7,21 +7,26 @@ from __future__ import annotations
 
 import logging
 import random
+import signal
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from django.db import Error as DatabaseError
 
+from dbtasks import signals
 from dbtasks.engines import Death, Engine, Outcome, Rescued
 from dbtasks.engines.network import CONNECTION_PATIENCE
 from dbtasks.hand import Handover
 from dbtasks.ids import dashed
 from dbtasks.retention import prune
+from dbtasks.runner import database_backend
+from dbtasks.tally import Cells, merge, rescued_counts
 
 from .board import Board, State
 from .channel import Channel
 from .newborn import EXIT_OK, use_one_connection
+from .relay import send_counts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,12 +47,18 @@ class Rescue:
     worker: str
     death: Death
     outcomes: tuple[Outcome, ...] = ()  # of what it had done, and had not written yet
+    # What came of it: for the statistics, and for the receivers of task_rescued.
+    counts: Cells = field(default_factory=dict, compare=False)
+    told: list[dict[str, Any]] = field(default_factory=list, compare=False)
 
     def do(self, engine: Engine, stopping: Callable[[], bool]) -> int:
         if self.outcomes:
             engine.finish(self.outcomes)
         rescued = engine.rescue(self.node, self.worker, self.death)
         tell(self.worker, rescued, self.death)
+        merge(self.counts, rescued_counts(rescued))
+        if signals.is_wanted("task_rescued"):
+            self.told.extend(signals.rescued_details(rescued, self.worker, self.death.reason))
         return len(rescued.retried) + len(rescued.released)
 
 
@@ -83,8 +94,23 @@ class Farewell:
         return 0
 
 
+@dataclass(frozen=True)
+class Announce:
+    """Call the receivers of one of our signals; they are user code, which the parent never runs."""
+
+    name: str
+    details: dict[str, Any] = field(hash=False)
+
+    def do(self, engine: Engine, stopping: Callable[[], bool]) -> int:
+        """The kernel ends us if the receivers do not come back (SIGALRM)."""
+        signal.setitimer(signal.ITIMER_REAL, signals.PATIENCE)
+        signals.send(self.name, database_backend(engine.backend), **self.details)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        return 0
+
+
 # What `do` returns: how many rows are ready again because of it.
-Job = Rescue | Settle | Cleanup | Farewell
+Job = Rescue | Settle | Cleanup | Farewell | Announce
 
 
 def tell(worker: str, rescued: Rescued, death: Death) -> None:
@@ -136,7 +162,11 @@ def run_janitor(
         try:
             if ready := todo[0].do(engine, stopping):
                 channel.send("work", count=ready)
-            todo.pop(0)
+            done = todo.pop(0)
+            if isinstance(done, Rescue):
+                send_counts(channel, done.counts)
+                for details in done.told:
+                    channel.send("announce", signal="task_rescued", details=details)
             continue
         except DatabaseError as error:
             why = engine.unavailable(error)

@@ -46,6 +46,7 @@ class Outage:
     def __init__(self, nursery: Nursery) -> None:
         self.nursery = nursery
         self.since: float | None = None
+        self.why = ""
         self.unanswered = unanswered(nursery.node.lease)
         self._doubtful_at = 0.0  # when a child was last told to be without its database
 
@@ -54,7 +55,7 @@ class Outage:
         child.unanswered = unanswered
         self._doubtful_at = time.monotonic()
         if self.since is None:
-            self.since = self._doubtful_at
+            self.since, self.why = self._doubtful_at, why
             logger.error("degraded: %s; trying again until it works", why)
 
     def found(self, child: Child) -> None:
@@ -70,7 +71,7 @@ class Outage:
     def end_if_over(self) -> None:
         if self.since is not None and not any(child.database_down for child in self.nursery):
             seconds = time.monotonic() - self.since
-            self.since = None
+            self.since, self.why = None, ""
             logger.info("recovered: the database is back after %.1f s", seconds)
 
     def look(self, now: float) -> None:

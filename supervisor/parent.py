@@ -32,6 +32,7 @@ from .outage import Outage
 from .overrun import Overruns
 from .pidfile import Pidfile
 from .process import become_subreaper, set_title
+from .relay import Relay
 from .reload import Reload, adopt_children
 from .report import Reporter
 from .signals import (
@@ -103,6 +104,7 @@ class Supervisor:
         self.reload = Reload(
             application, self.nursery, self.notifier, pidfile, self.overruns, self.errands
         )
+        self.relay = Relay(self.nursery)
         self.reporter = Reporter(self)
 
     # The loop
@@ -242,6 +244,10 @@ class Supervisor:
                 self.recycle_one()  # its predecessor's place is filled: the next one may go
             case "work":
                 self.wake_workers(int(message["count"]))
+            case "announce":
+                self.errands.announce(str(message["signal"]), **message["details"])
+            case "counted":
+                self.relay.receive(message)
             case "watch":
                 self.overruns.watch(child)
             case "limit":
@@ -332,6 +338,13 @@ class Supervisor:
                 f", while it ran {view.task_path}" if view is not None and view.running else "",
                 extra={"worker_id": child.identity},
             )
+            self.errands.announce(
+                "worker_stopped",
+                worker_id=child.identity,
+                node=self.node.name,
+                crashed=True,
+                reason=reason,
+            )
         death = Death(reason=reason, running=running, counted=child.counted)
         done = child.hand.unwritten(again=True) if child.hand is not None else ()
         self.errands.add(Rescue(child.node, child.identity, death, done))
@@ -355,6 +368,8 @@ class Supervisor:
         """Once a second; and the waker of last resort, while nobody else looks at the queue."""
         self.vigil.look(now)
         self.outage.look(now)
+        self.relay.pass_on()
+        self.reporter.look_for_trouble()
         self.check_ready()
         self.recycle_one()
         if self.phase is Phase.RUNNING and not any(
@@ -466,6 +481,7 @@ class Supervisor:
             logger.error("leaving without rescue: the lease's end will do it")
         self.phase = Phase.LEAVING
         self.phase_ends = now + JANITOR_GRACE
+        self.relay.pass_on()
         schedulers = self.nursery.of_kind(Kind.SCHEDULER)
         for child in schedulers:
             child.channel.send("leave")

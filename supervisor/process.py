@@ -62,6 +62,17 @@ def unique_memory(pid: int) -> int:
         return 0
 
 
+def cpu_seconds(pid: int) -> float | None:
+    """Return the CPU time in seconds that the process has used; None when it is gone."""
+    import psutil
+
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except (psutil.Error, OSError):
+        return None
+    return round(float(times.user + times.system), 2)
+
+
 def dump_stack_handler(signum: int | None = None) -> bool:
     """On SIGUSR2 (or ``signum``), write the stacks of all threads to stderr.
 

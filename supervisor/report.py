@@ -29,6 +29,7 @@ class Reporter:
         self._report_at = self._watchdog_at = self._extend_at = 0.0
         self._told_workers_at = 0.0
         self._complained = False
+        self._in_trouble = False
 
     def ready(self) -> None:
         self.notifier.ready(self.sentence())
@@ -58,6 +59,25 @@ class Reporter:
             self._report_at = now + STATUS_EVERY
             self.notifier.status(self.sentence())
             self.write()
+
+    def look_for_trouble(self) -> None:
+        """Once a second: `node_degraded` when trouble begins, once until it is over."""
+        reason = self.trouble()
+        if reason and not self._in_trouble:
+            self.supervisor.errands.announce(
+                "node_degraded", node=self.supervisor.node.name, reason=reason
+            )
+        self._in_trouble = bool(reason)
+
+    def trouble(self) -> str:
+        """What is wrong with the node, in words; a single crash is not."""
+        if why := self.supervisor.outage.why:
+            return why
+        looping = [slot for slot in self.supervisor.slots if slot.wanted and slot.is_looping]
+        if looping:
+            crashes = max(slot.crashes for slot in looping)
+            return f"{len(looping)} of its processes crash again and again ({crashes} in a row)"
+        return ""
 
     def sentence(self) -> str:
         """How the node is, in words."""

@@ -20,6 +20,7 @@ from dbtasks.engines import Death, NodeInfo
 from dbtasks.hand import Handover
 from dbtasks.lease import Lease
 from dbtasks.queues import QueueSelection
+from dbtasks.tally import from_message, rescued_counts
 from dbtasks.timekeeper import Hooks, Timekeeper, keep_patient
 
 from .board import Board, State
@@ -74,6 +75,7 @@ class SchedulerChild:
             cleanup=lambda: self.tell("cleanup"),
             workers=lambda: list(self.workers.values()),
             told_at=lambda: self.told_at,
+            announce=lambda name, details: self.tell("announce", signal=name, details=details),
             foreign=self.foreign,
         )
         self.keeper = Timekeeper(
@@ -106,8 +108,9 @@ class SchedulerChild:
             self.sleep(seconds)
         if self.channel.closed:
             self.outlive_parent()
+        self.keeper.lease.end(self.engine)
         with contextlib.suppress(DatabaseError):
-            self.engine.end_lease(self.node.id)
+            self.keeper.ledger.write()
         self.engine.close()
         return EXIT_OK
 
@@ -124,6 +127,8 @@ class SchedulerChild:
                     self.report.update((row["id"], row) for row in message["rows"])
                     if message["last"]:
                         self.workers, self.told_at = self.report, float(message["at"])
+                case "counted":
+                    self.keeper.ledger.add(from_message(message["cells"]))
                 case "settle":
                     self.settle(heard(message))
                 case "reopen_logs":
@@ -193,7 +198,8 @@ class SchedulerChild:
             time.sleep(min(ORPHAN_LOOK, max(0.05, patient())))
         with contextlib.suppress(DatabaseError):
             reason = "its supervisor was killed, and the worker with it"
-            self.engine.rescue(self.node.id, None, Death(reason))
+            rescued = self.engine.rescue(self.node.id, None, Death(reason))
+            self.keeper.ledger.add(rescued_counts(rescued))
 
 
 def is_alive(pid: int) -> bool:

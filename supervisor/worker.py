@@ -12,6 +12,7 @@ import time
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from dbtasks import signals
 from dbtasks.consumer import Consumer
 from dbtasks.engines import Claimant, Claimed
 from dbtasks.engines.network import CONNECTION_PATIENCE
@@ -21,11 +22,13 @@ from dbtasks.interruption import over_limit
 from dbtasks.lease import Lease
 from dbtasks.queues import QueueSelection
 from dbtasks.retention import stop_when
+from dbtasks.tally import Tally
 
 from .board import Board, State
 from .channel import Channel
 from .hand import SharedHand
 from .newborn import EXIT_CRASHED, EXIT_OK, use_one_connection
+from .relay import send_counts
 from .roll import Roll
 from .signals import (
     WORKER_DRAIN,
@@ -75,6 +78,7 @@ class WorkerControl:
         self.limiting = Limiting(self)
         self.pid = os.getpid()
         self.tasks_left = recycle_after(max_tasks)
+        self.tally = Tally()
         self.inbox = SignalInbox(())
         self.install_handlers()
         self.process = ProcessState(self.inbox)
@@ -125,7 +129,11 @@ class WorkerControl:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 break
-            self.sleep(min(remaining, SIGN_OF_LIFE))
+            counts_due_in = self.tally.due_in
+            if counts_due_in == 0.0:
+                self.hand_on_counts()
+                counts_due_in = self.tally.due_in
+            self.sleep(min(remaining, SIGN_OF_LIFE, counts_due_in or SIGN_OF_LIFE))
             self.read_channel()
         # Awake, so that the next wake-up is for another worker.
         self.board.tick(State.WAITING)
@@ -151,6 +159,15 @@ class WorkerControl:
 
     def settled(self) -> None:
         self.board.settle()
+        if self.tally.due_in == 0.0:
+            self.hand_on_counts()
+
+    def counting(self, tally: Tally) -> None:
+        self.tally = tally
+
+    def hand_on_counts(self) -> None:
+        """To the parent, which passes it on; what it cannot take now is kept."""
+        self.tally.put_back(send_counts(self.channel, self.tally.take()))
 
     def gave_back(self, count: int) -> None:
         self.channel.send("work", count=count)
@@ -276,7 +293,11 @@ def run_worker(
 
     board.tick(State.WAITING)
     if consumer.patiently(connect):
+        about = {"worker_id": who.worker, "node": lease.node.name}
+        signals.send("worker_started", backend, **about)
         channel.send("ready")
         consumer.run()
+        control.hand_on_counts()
+        signals.send("worker_stopped", backend, crashed=False, reason="", **about)
     backend.engine.close()
     return EXIT_OK

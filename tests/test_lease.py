@@ -8,7 +8,7 @@ from django.db import OperationalError
 from django.tasks import default_task_backend
 
 from dbtasks.consumer import Consumer
-from dbtasks.engines import Claimant, NodeInfo
+from dbtasks.engines import Claimant, Engine, NodeInfo
 from dbtasks.lease import Lease, clock
 from dbtasks.models import Node, ScheduledTask
 from dbtasks.queues import QueueSelection
@@ -134,3 +134,32 @@ def test_a_node_that_started_in_an_outage_gives_others_time_too(
     assert told == ["database 'default': the database system is starting up", "found"]
     row.refresh_from_db()
     assert (row.status, row.crashes) == ("RUNNING", 0)
+
+
+class Locked:
+    """An engine whose database is locked by somebody else for some tries."""
+
+    def __init__(self, engine: Engine, tries: int) -> None:
+        self.engine, self.tries = engine, tries
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+    def close(self) -> None:
+        """The test's transaction must live on."""
+
+    def end_lease(self, node_id: str) -> None:
+        self.tries -= 1
+        if self.tries >= 0:
+            raise OperationalError("database is locked")
+        self.engine.end_lease(node_id)
+
+
+@pytest.mark.parametrize(("tries", "left"), [(2, 0), (10**6, 1)])
+def test_a_node_that_leaves_tries_again_and_tells_when_it_stays_registered(
+    lease: Lease, caplog: pytest.LogCaptureFixture, tries: int, left: int
+) -> None:
+    lease.renew(default_task_backend.engine)
+    lease.end(Locked(default_task_backend.engine, tries))  # type: ignore[arg-type]
+    assert Node.objects.count() == left
+    assert ("web1 stays registered until its lease expires" in caplog.text) is bool(left)

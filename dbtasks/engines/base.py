@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple, Protocol
 
 from ..policy import Policy, policy_from_text
@@ -107,6 +107,8 @@ class Rescued:
     retried: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
     cancelled: tuple[str, ...] = ()
+    # (id, queue, task path) of those that were retried, failed or cancelled
+    tasks: tuple[tuple[str, str, str], ...] = dataclasses.field(default=(), compare=False)
 
     def __bool__(self) -> bool:
         return bool(self.released or self.retried or self.failed or self.cancelled)
@@ -117,6 +119,7 @@ class Rescued:
             self.retried + other.retried,
             self.failed + other.failed,
             self.cancelled + other.cancelled,
+            self.tasks + other.tasks,
         )
 
 
@@ -359,6 +362,19 @@ class Engine(Protocol):
 
     def save_workers(self, node_id: str, workers: Sequence[dict[str, Any]]) -> None:
         """Replaces what is known of the node's workers (fields of models.Worker)."""
+
+    # Statistics
+    def add_counts(self, counts: Mapping[tuple[str, str], Sequence[int]]) -> None:
+        """Adds to the current minute and to the totals: a number per column of tally.COLUMNS.
+
+        By queue and task path.
+        """
+
+    def counted_places(self, limit: int) -> set[tuple[str, str]]:
+        """Up to `limit` of the queues and task paths that have totals."""
+
+    def prune_counts(self, limit: int = 1000) -> int:
+        """Deletes up to `limit` rows of minutes that are over for a day; returns how many."""
 
     # Periodic
     def locked(self, name: str) -> contextlib.AbstractContextManager[bool]:

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Concatenate
 
 from django.db import DatabaseError, OperationalError
@@ -250,6 +250,14 @@ class MySQLEngine(Networked, ByQueueEngine):
     @retried
     def save_workers(self, node_id: str, workers: Sequence[dict[str, Any]]) -> None:
         super().save_workers(node_id, workers)
+
+    @retried
+    def add_counts(self, counts: Mapping[tuple[str, str], Sequence[int]]) -> None:
+        super().add_counts(counts)
+
+    @retried
+    def prune_counts(self, limit: int = 1000) -> int:
+        return super().prune_counts(limit)
 
     @contextlib.contextmanager
     def locked(self, name: str) -> Iterator[bool]:

@@ -14,6 +14,7 @@ from ..queues import QueueSelection
 from .base import Claimant, Claimed, Glance, NewTask, Outcome
 from .operations import Operations
 from .overview import Overview
+from .statistics import Statistics
 from .upkeep import RELEASE, Upkeep, bounded
 
 INSERT_BATCH = 500
@@ -93,7 +94,7 @@ class Head(NamedTuple):
     queue: str
 
 
-class PortableEngine(Operations, Overview, Upkeep):
+class PortableEngine(Operations, Overview, Statistics, Upkeep):
     """Base of the engines. See base.Engine for what each method promises."""
 
     # Producing

@@ -33,7 +33,7 @@ SET status = 'READY', ready_queue = queue, claim_node = NULL, claimed_by = NULL,
 WHERE claim_node = %s AND claimed_by = %s"""
 
 RESCUE_SELECT = """
-SELECT id, claimed_by, worker_ids, errors, crashes, policy, (
+SELECT id, claimed_by, worker_ids, errors, crashes, policy, queue, task_path, (
     SELECT COUNT(*) FROM dbtasks_cancellation WHERE task_id = dbtasks_scheduledtask.id)
 FROM dbtasks_scheduledtask
 WHERE claim_node = %s{worker} ORDER BY id LIMIT %s{lock}"""
@@ -93,11 +93,12 @@ WHERE claim_node IS NOT NULL
 CLAIMANTS = """
 SELECT DISTINCT claimed_by FROM dbtasks_scheduledtask WHERE claim_node = %s"""
 WORKER_COLUMNS = (
-    "id, kind, pid, state, task_id, task_path, task_seconds, done, failed, restarts, memory"
+    "id, kind, pid, state, task_id, task_path, task_seconds, done, failed, restarts, memory, "
+    "cpu_seconds, up_seconds"
 )
 WORKER_INSERT = f"""
 INSERT INTO dbtasks_worker ({WORKER_COLUMNS}, node_id, last_seen) VALUES {{rows}}"""
-WORKER_ROW = f"({', '.join(['%s'] * 12)}, {{now}})"
+WORKER_ROW = f"({', '.join(['%s'] * 14)}, {{now}})"
 
 PERIODIC_STATES = """
 SELECT name, spec, since, last_due, deployed_at FROM dbtasks_periodictask WHERE backend = %s"""
@@ -142,17 +143,19 @@ class Upkeep(Connected, abc.ABC):
             return self.rescue_rows(node, worker, death)
 
     def rescue_rows(self, node: str, worker: str | None, death: Death) -> Rescued:
-        released, retried, failed, cancelled = [], [], [], []
+        released, retried, failed, cancelled, tasks = [], [], [], [], []
         parameters = (node, RESCUE_BATCH) if worker is None else (node, worker, RESCUE_BATCH)
         condition = "" if worker is None else " AND claimed_by = %s"
         for row in self.rows(RESCUE_SELECT, parameters, worker=condition):
-            raw_id, claimed_by, worker_ids, errors, crashes, policy_text, wanted_to_end = row
+            raw_id, claimed_by, worker_ids, errors, crashes, policy_text, queue, path, ends = row
+            wanted_to_end = bool(ends)
             id = self.hex(raw_id)
             ran = death.running is None or id in death.running
             if not wanted_to_end and not (ran and death.counted):
                 self.run(RESCUE_RELEASE, (raw_id,))
                 released.append(id)
                 continue
+            tasks.append((id, str(queue), str(path)))
             policy = policy_from_text(policy_text)
             done = append_json(worker_ids, claimed_by) if ran else worker_ids
             if wanted_to_end:
@@ -170,7 +173,9 @@ class Upkeep(Connected, abc.ABC):
             else:
                 self.run(RESCUE_RETRY, (told, done, crashes + 1, raw_id))
                 retried.append(id)
-        return Rescued(tuple(released), tuple(retried), tuple(failed), tuple(cancelled))
+        return Rescued(
+            tuple(released), tuple(retried), tuple(failed), tuple(cancelled), tuple(tasks)
+        )
 
     def promote_due(self, limit: int = 1000) -> int:
         return self.change_selected(PROMOTE_SELECT, PROMOTE, limit)
@@ -225,7 +230,7 @@ class Upkeep(Connected, abc.ABC):
 
     def save_workers(self, node_id: str, workers: Sequence[dict[str, Any]]) -> None:
         columns = WORKER_COLUMNS.split(", ")
-        values = [(*(worker[column] for column in columns), node_id) for worker in workers]
+        values = [(*(worker.get(column) for column in columns), node_id) for worker in workers]
         with contextlib.suppress(IntegrityError), self.transaction():
             # The node's row may be gone: another node took us for dead; the next lease mends it.
             self.run(NODE_FORGET_WORKERS, (node_id,))
