@@ -1,4 +1,4 @@
-"""`make reference`: docs/reference/ as the code says it. tests/test_reference.py compares.
+"""`make reference`: docs/reference/ as the code says it, and the index docs/README.md.
 
 What a value may be and what it means is in dbtasks/declared.py, or beside the code that reads it.
 """
@@ -247,6 +247,60 @@ def metrics() -> str | None:
     return None
 
 
+# In this order; pages that are not named here come after them.
+INDEX = {
+    "Start": ("tutorial.md",),
+    "Guides": (
+        *("retries", "time-limits", "periodic", "several-queues", "separate-database"),
+        *("pgbouncer", "systemd", "containers", "zero-downtime-deploys", "../deploys"),
+        *("operations", "command-line", "admin", "monitoring", "logging", "signals"),
+        *("incident-runbook", "upgrading"),
+    ),
+    "Reference": ("options", "flags", "checks", "signals", "exit-codes", "logging", "metrics"),
+    "Explanation": ("guarantees", "queries", "capacity", "security"),
+    "Coming from elsewhere": ("django-tasks-db", "dj-queue", "django-q2", "celery"),
+}
+FOLDERS = {
+    "Start": "",
+    "Guides": "guides",
+    "Reference": "reference",
+    "Explanation": "explanation",
+    "Coming from elsewhere": "coming-from",
+}
+
+
+def index() -> str:
+    """docs/README.md: every page with its title and the first sentence of it."""
+    docs = FOLDER.parent
+    parts = [
+        "# Documentation of django-dbtasks",
+        GENERATED,
+        "What it is, and a quickstart: the [README](../README.md). What changed: the "
+        "[changelog](../CHANGELOG.md).",
+    ]
+    for heading, first in INDEX.items():
+        folder = docs / FOLDERS[heading]
+        wanted = [(folder / name).with_suffix(".md").resolve() for name in first]
+        found = [path for path in wanted if path.exists()]
+        if folder != docs:
+            found += [path for path in sorted(folder.glob("*.md")) if path not in wanted]
+        lines = [f"* [{title(path)}]({path.relative_to(docs)}): {teaser(path)}" for path in found]
+        parts += [f"## {heading}", "\n".join(lines)]
+    return "\n\n".join(parts) + "\n"
+
+
+def title(path: Path) -> str:
+    return path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ").strip()
+
+
+def teaser(path: Path) -> str:
+    """The first sentence below the title, without links."""
+    text = re.sub(r"<!--.*?-->|```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    paragraphs = [each for each in text.split("\n\n")[1:] if each.strip()[:1] not in ("", "#", "|")]
+    plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(paragraphs[0].split()))
+    return re.split(r"(?<=[.:])\s", plain)[0].rstrip(":") if paragraphs else ""
+
+
 def pages() -> dict[str, str]:
     """The text of each page, by its name."""
     made: dict[str, Any] = {
@@ -270,6 +324,8 @@ def main() -> int:
     for name, text in pages().items():
         (FOLDER / name).write_text(text, encoding="utf-8")
         print(f"docs/reference/{name}")
+    (FOLDER.parent / "README.md").write_text(index(), encoding="utf-8")
+    print("docs/README.md")
     return 0
 
 

@@ -3,7 +3,8 @@
 import pytest
 
 from dbtasks.declared import EXIT_CODES, OPTIONS, SIGNALS
-from dbtasks.options import KNOWN_KEYS
+from dbtasks.options import KNOWN_KEYS, Options
+from dbtasks.policy import Policy
 from dbtasks.tasks import OWN_OPTIONS
 from dbtasks_supervisor import cli, signals
 from tests import reference
@@ -16,6 +17,20 @@ def test_the_pages_are_those_of_the_code() -> None:
         path.name: path.read_text(encoding="utf-8") for path in reference.FOLDER.glob("*.md")
     }
     assert written == reference.pages(), "run `make reference`"
+
+
+def test_the_index_has_every_page() -> None:
+    written = (reference.FOLDER.parent / "README.md").read_text(encoding="utf-8")
+    assert written == reference.index(), "run `make reference`"
+
+
+def test_the_defaults_are_those_of_the_code() -> None:
+    options, policy = Options(), Policy()
+    assert (options.heartbeat, options.worker_timeout) == (10, 30)
+    assert (options.catch_up, options.prefetch, options.database) == ("latest", None, "default")
+    assert (options.immediate, options.signals, options.notify) == (False, True, True)
+    assert (policy.max_attempts, policy.max_crashes, policy.backoff) == (1, 3, "exponential")
+    assert (policy.timeout, policy.retain, policy.ack) == (None, None, "batched")
 
 
 def test_what_is_declared_exists() -> None:
