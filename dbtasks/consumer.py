@@ -18,7 +18,7 @@ from django.tasks.signals import task_finished
 from django.utils import timezone
 
 from .engines import Claimant, Claimed, Engine, Outcome
-from .exceptions import ResultNotStored
+from .exceptions import ResultNotStored, TaskCancelled
 from .execution import Execution, described, execute, interrupts
 from .fields import dump_json
 from .hand import Hand
@@ -40,6 +40,7 @@ T = TypeVar("T")
 LARGE = 1024 * 1024  # characters of an outcome that may be more than a database takes at once
 SEEN_WITHIN = 0.02  # seconds after its end in which the outcome of a task is written
 RETRY_FIRST, RETRY_MOST = 0.1, 5.0  # seconds between two tries to reach the database
+PARKING = 100  # rows to claim at once after those before were all of paused tasks
 # Seconds after a failed statement during which it may still take effect: the server can be slow to
 # notice that nobody waits for its answer.
 LATE_EFFECT = 120.0
@@ -106,7 +107,9 @@ class Consumer:
         self.backend = backend
         self.engine: Engine = backend.engine
         self.who = who
-        self.queues = queues
+        self.served = queues
+        self.queues = queues  # without what is paused
+        self.paused_tasks: frozenset[str] = frozenset()
         self.control = control
         self.lease = lease
         self.hand = control.hand
@@ -118,6 +121,8 @@ class Consumer:
         self._unwritten_since = 0.0
         self._hurry = False  # something unwritten may not wait
         self._outages = 0
+        self._pauses_seen: int | None = None
+        self._parked = False  # whether there may be more behind what the last claim gave
         self._strays_until: float | None = None
 
     def run(self) -> None:
@@ -130,6 +135,8 @@ class Consumer:
             if claimed:
                 waited = False
                 self.run_batch(claimed)
+            elif self._parked:
+                waited = False
             elif not waited:
                 waited = True  # look once more, now that a wake-up would be noticed
             elif claimed is not None:
@@ -160,7 +167,9 @@ class Consumer:
 
     def is_over(self) -> bool:
         """Whether the rows at hand are not to be started any more."""
-        return self.control.stopping() or (self.lease is not None and self.lease.is_lapsed)
+        if self.control.stopping():
+            return True
+        return self.lease is not None and (self.lease.is_lapsed or self.pauses_changed)
 
     def must_write_first(self, foreseen: float) -> bool:
         """Whether what is unwritten cannot wait until a task that takes so long is over."""
@@ -207,6 +216,8 @@ class Consumer:
             self.release_strays()
         if self.lease is not None and self.lease.is_doubtful:
             self.lease.renew(self.engine)
+        if self.pauses_changed:
+            self.heed_pauses()
         outcomes = [execution.outcome for execution in self._unwritten]
         try:
             written, claimed = self.engine.finish_and_claim(
@@ -218,11 +229,38 @@ class Consumer:
             self.finish_one_by_one(error)
             return []
         self.settle(written)
-        return claimed
+        return self.put_aside(claimed) if self.paused_tasks else claimed
+
+    # Pauses
+
+    @property
+    def pauses_changed(self) -> bool:
+        return self.lease is not None and self.lease.pauses != self._pauses_seen
+
+    def heed_pauses(self) -> None:
+        """Asks what is paused, and claims nothing of that from now on."""
+        revision = self.lease.pauses if self.lease is not None else 0
+        pauses = self.engine.pauses()
+        self._pauses_seen, self._parked = revision, False
+        self.queues = self.served.without(row.name for row in pauses if row.kind == "queue")
+        self.paused_tasks = frozenset(row.name for row in pauses if row.kind == "task")
+
+    def put_aside(self, claimed: list[Claimed]) -> list[Claimed]:
+        """Parks the rows of paused tasks where no claim meets them again; returns the others."""
+        paused = [row for row in claimed if row.task_path in self.paused_tasks]
+        self._parked = bool(claimed) and len(paused) == len(claimed)
+        if not paused:
+            return claimed
+        rows = [(row.id, row.attempt, row.task_path) for row in paused]
+        if self.engine.park(self.who, rows) < len(rows):
+            # Their pause has just ended.
+            self.engine.release(self.who, [(row.id, row.attempt) for row in paused])
+            self._pauses_seen = None
+        return [row for row in claimed if row.task_path not in self.paused_tasks]
 
     def room(self) -> int:
         """How many rows to claim now."""
-        wanted = min(self.pace.limit, self.hand.room)
+        wanted = min(PARKING if self._parked else self.pace.limit, self.hand.room)
         allowed = self.control.allowance()
         return wanted if allowed is None else max(1, min(wanted, allowed))
 
@@ -395,6 +433,10 @@ def log_outcome(execution: Execution, about: dict[str, Any]) -> None:
     if not execution.failed:
         logger.debug(
             "task %s done in %.1f ms", claimed.task_path, execution.seconds * 1000, extra=about
+        )
+    elif isinstance(execution.error, TaskCancelled):
+        logger.warning(
+            "task %s (%s) was cancelled", claimed.task_path, dashed(claimed.id), extra=about
         )
     elif outcome.retry_in is None:
         logger.error(

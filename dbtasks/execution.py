@@ -22,7 +22,7 @@ from django.tasks.signals import task_started
 from django.utils.json import normalize_json
 
 from .engines import Claimed, Outcome
-from .exceptions import Discard, Retry, TaskInterrupted, TaskTimeout
+from .exceptions import Discard, Retry, TaskCancelled, TaskInterrupted, TaskTimeout
 from .fields import as_utc, dump_json, explain_not_json
 from .listeners import anybody_listens
 from .policy import Policy, class_path, seconds
@@ -162,6 +162,8 @@ def _outcome(
         return _ended(claimed, worker, policy, "SUCCESSFUL", value=value)
     if isinstance(error, TaskInterrupted):
         return _uncounted(claimed, worker, 0.0)
+    if isinstance(error, TaskCancelled):
+        return _ended(claimed, worker, policy, "FAILED", error=error)
     if task is None:
         if _may_be_newer_code(backend, claimed):
             return _uncounted(claimed, worker, NEWER_CODE_DELAY)
@@ -302,4 +304,4 @@ def _complete(result: TaskResult, outcome: Outcome) -> None:
 
 def interrupts(error: BaseException | None) -> bool:
     """Whether an exception that we raise into tasks cut this one short."""
-    return isinstance(error, (TaskInterrupted, TaskTimeout))
+    return isinstance(error, (TaskCancelled, TaskInterrupted, TaskTimeout))

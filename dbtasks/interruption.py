@@ -8,7 +8,9 @@ import threading
 import time
 from collections.abc import Iterator
 
-from .exceptions import TaskInterrupted, TaskTimeout
+from .exceptions import TaskCancelled, TaskInterrupted, TaskTimeout
+
+CANCELLED = "somebody cancelled the task while it ran"
 
 
 class ThreadLimit:
@@ -22,6 +24,7 @@ class ThreadLimit:
         self._lock = threading.Lock()
         self._thread: int | None = None
         self._deadline: float | None = None
+        self.attempt: tuple[str, int] | None = None  # of which task, while it runs
 
     @contextlib.contextmanager
     def __call__(self, seconds: float | None) -> Iterator[None]:
@@ -34,6 +37,9 @@ class ThreadLimit:
         except TaskTimeout as error:
             if not error.args and seconds is not None:  # ours: only a class can be raised there
                 error.args = (over_limit(time.monotonic() - began, seconds),)
+            raise
+        except TaskCancelled as error:
+            error.args = error.args or (CANCELLED,)
             raise
         finally:
             self.release()
@@ -48,9 +54,9 @@ class ThreadLimit:
             try:
                 with self._lock:
                     _raise_in(self._thread, None)  # what is not delivered yet must never be
-                    self._thread = self._deadline = None
+                    self._thread = self._deadline = self.attempt = None
                 return
-            except (TaskInterrupted, TaskTimeout):
+            except (TaskCancelled, TaskInterrupted, TaskTimeout):
                 continue
 
     @property
@@ -70,6 +76,14 @@ class ThreadLimit:
         with self._lock:
             if self._thread is not None:
                 _raise_in(self._thread, TaskInterrupted)
+
+    def cancel(self, attempt: tuple[str, int]) -> bool:
+        """Raises TaskCancelled in the thread if that is what it runs, and says whether it is."""
+        with self._lock:
+            if self._thread is None or self.attempt != attempt:
+                return False
+            _raise_in(self._thread, TaskCancelled)
+            return True
 
 
 def over_limit(ran: float, limit: float) -> str:

@@ -1,4 +1,6 @@
-"""When the node's lease was last renewed, in memory that its processes and threads share.
+"""What all processes and threads of a node must know at any time, in memory that they share.
+
+When its lease was last renewed, and whether what is paused has changed since they asked.
 
 A node whose lease has run out may have lost its tasks to another one, so what cannot be renewed
 for half of its time is not relied upon: no worker claims anything until it is renewed again.
@@ -20,7 +22,8 @@ logger = logging.getLogger("dbtasks")
 # Seconds: long enough for a lock of the moment; an outage is not waited for.
 FAREWELL_PATIENCE, BETWEEN_FAREWELLS = 1.0, 0.1
 _TIME = struct.Struct("=d")
-_RENEWED, _RESUMED = 0, _TIME.size  # where in the page
+_NUMBER = struct.Struct("=Q")
+_RENEWED, _RESUMED, _PAUSES = 0, _TIME.size, 2 * _TIME.size  # where in the page
 
 
 class Lease:
@@ -66,6 +69,16 @@ class Lease:
     def resumed_at(self) -> float:
         """When it was renewed, by whomever, after it had lapsed; 0.0 if it never did (clock())."""
         return self._read(_RESUMED)
+
+    @property
+    def pauses(self) -> int:
+        """Another number whenever what is paused has changed; what that is, the database says."""
+        (revision,) = _NUMBER.unpack_from(self._page, _PAUSES)
+        return int(revision)
+
+    @pauses.setter
+    def pauses(self, revision: int) -> None:
+        _NUMBER.pack_into(self._page, _PAUSES, revision)
 
     @property
     def _renewed_at(self) -> float:

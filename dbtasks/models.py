@@ -68,6 +68,14 @@ class ScheduledTask(models.Model):
 
     class Meta:
         app_label = APP_LABEL
+        permissions = [
+            ("retry_scheduledtask", "Can retry scheduled tasks"),
+            ("run_scheduledtask", "Can run deferred scheduled tasks now"),
+            ("cancel_scheduledtask", "Can cancel scheduled tasks"),
+            ("prioritize_scheduledtask", "Can change the priority of scheduled tasks"),
+            ("move_scheduledtask", "Can move scheduled tasks to another queue"),
+            ("pause_scheduledtask", "Can pause and resume queues and tasks"),
+        ]
         indexes = [
             PartialIndex(
                 fields=["backend", "ready_queue", "precedence", "id"],
@@ -210,6 +218,10 @@ class PeriodicTask(models.Model):
 
     class Meta:
         app_label = APP_LABEL
+        permissions = [
+            ("run_periodictask", "Can run periodic tasks now"),
+            ("pause_periodictask", "Can pause and resume periodic tasks"),
+        ]
         constraints = [
             models.UniqueConstraint(fields=["backend", "name"], name="dbtasks_periodic_name")
         ]

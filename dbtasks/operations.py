@@ -74,14 +74,14 @@ def run_now(ids: Ids, *, backend: str = "default") -> Outcome:
     return _outcome(ids, _engine(backend).run_now)
 
 
-def cancel(ids: Ids, grace: float | None = None, *, backend: str = "default") -> Outcome:
+def cancel(ids: Ids, grace: DurationLike | None = None, *, backend: str = "default") -> Outcome:
     """Ends tasks as FAILED with TaskCancelled: ready and deferred ones at once, without a run.
 
     In a running one TaskCancelled is raised within some two seconds. A worker whose task goes on
-    after `grace` seconds (default 5) is killed; a worker thread never. One that ends meanwhile
-    keeps its result. Raises ValueError for a grace that is negative or no number.
+    after `grace` (a Duration, default 5 seconds) is killed; a worker thread never. One that ends
+    meanwhile keeps its result. Raises ValueError for a grace that is none.
     """
-    patience = GRACE if grace is None else seconds("grace", grace) or 0.0
+    patience = parse_grace(grace)
     asked: set[str] = set()
 
     def ask(hexes: list[str]) -> Mapping[str, str]:
@@ -207,6 +207,11 @@ def check_queue(backend: DatabaseBackend, queue: str) -> None:
         raise ValueError(f"queue {queue!r} is not possible: no blanks at its ends, no comma, no *")
     if len(queue) > QUEUE_MAX_LENGTH:
         raise ValueError(f"queue can have at most {QUEUE_MAX_LENGTH} characters")
+
+
+def parse_grace(grace: DurationLike | None) -> float:
+    """Seconds. Raises ValueError for what is no Duration."""
+    return GRACE if grace is None else seconds("grace", grace) or 0.0
 
 
 def _engine(backend: str) -> Engine:

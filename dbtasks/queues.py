@@ -36,6 +36,11 @@ class QueueSelection:
                 return index
         return None
 
+    def without(self, names: Iterable[str]) -> QueueSelection:
+        """The same but for these queues; itself if it has none of them."""
+        ours = tuple(sorted(name for name in names if self.preference(name) is not None))
+        return dataclasses.replace(self, excluded=self.excluded + ours) if ours else self
+
     def sql(self, column: str) -> tuple[str, list[str]]:
         """An SQL expression for `preference` (NULL: not served), with its parameters."""
         if self.everything:

@@ -26,9 +26,9 @@ from django.tasks.base import TaskContext, TaskResult
 
 from .backend import DatabaseBackend
 from .consumer import Consumer
-from .engines import Claimant, Death, NodeInfo
+from .engines import CancelRequest, Claimant, Death, NodeInfo
 from .engines.connection import migrate_command
-from .hand import OVERRUN_LOOK
+from .hand import OVERRUN_LOOK, Handover
 from .ids import random_suffix
 from .lease import Lease
 from .periodic import Periodic
@@ -145,6 +145,7 @@ class Runner:
             work=self.wake,
             cleanup=self._cleanup_wanted.set,
             workers=self.worker_rows,
+            cancel=self._cancel,
             announce=self.announce,
         )
         self.keeper = Timekeeper(
@@ -271,6 +272,19 @@ class Runner:
             for control in self._controls:
                 control.limit.enforce()
 
+    def _cancel(self, request: CancelRequest) -> None:
+        """Raises TaskCancelled in the thread; a task that has not begun is taken from it."""
+        for control in self._controls:
+            if control.who is None or control.who.worker != request.worker:
+                continue
+            if not control.limit.cancel((request.id, request.attempt)):
+                self._take_hand(control.hand.take_over(control.who))
+
+    def _take_hand(self, handover: Handover | None) -> None:
+        if handover is not None:
+            self._when_reachable(functools.partial(handover.settle, self.engine))
+            self.wake(len(handover.rows))
+
     def watch_hands(self) -> None:
         """A worker has more in its hand than the task that it runs."""
         if not self._watching:
@@ -283,10 +297,7 @@ class Runner:
         """Settles what waits behind a slow task; returns the seconds until the next look."""
         self._watching = False
         for control in self._controls:
-            handover = control.overrun(time.monotonic())
-            if handover is not None:
-                self._when_reachable(functools.partial(handover.settle, self.engine))
-                self.wake(len(handover.rows))
+            self._take_hand(control.overrun(time.monotonic()))
         return float("inf") if all(c.hand.is_empty() for c in self._controls) else OVERRUN_LOOK
 
     def _clean_up(self) -> None:
@@ -468,7 +479,7 @@ class Runner:
         before = self.processed
         idle = not (
             self.engine.counts().running
-            or self.engine.ready_count(self.queues, 1)
+            or self.engine.ready_count(self.keeper.queues, 1)
             or self.engine.counts().running
             or self.processed != before
         )

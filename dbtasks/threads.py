@@ -64,6 +64,7 @@ class ThreadControl:
 
     def began(self, claimed: Claimed) -> None:
         self.began_at = time.monotonic()
+        self.limit.attempt = (claimed.id, claimed.attempt)
         self.waiting, self.running = False, claimed
         self.runner.worker_begins(self)
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from django.tasks import DEFAULT_TASK_QUEUE_NAME
 from django.tasks.base import Task as DjangoTask
 
-from .engines import Death, NewTask, NodeInfo, PeriodicState, Rescued
-from .engines.base import NOTIFY_INTERVAL
+from .engines import CancelRequest, Death, NewTask, NodeInfo, PeriodicState, Rescued
+from .engines.base import NOTIFY_INTERVAL, Glance
 from .execution import described
 from .ids import dashed
 from .lease import Lease
@@ -43,6 +43,8 @@ ECHOES = (1.5 * NOTIFY_INTERVAL, 10 * NOTIFY_INTERVAL)
 PROMOTE_BATCH = 1000
 OUTAGE_ECHO = 10.0  # seconds after an outage in which every living node has renewed its lease
 LONGEST_SLEEP = 60.0  # seconds
+# Seconds within which a pause or a cancellation is noticed where no notification tells of it.
+ORDERS_LOOK = 2.0
 # Seconds between two looks for work where nothing tells us of a change and --delay is not given.
 DELAY_WITH_NOTIFICATIONS, DELAY_WITHOUT = 2.0, 0.1
 
@@ -57,6 +59,8 @@ class Hooks:
     """There are rows past their retention."""
     workers: Callable[[], list[dict[str, Any]]]
     """The node's workers as we know them, as fields of models.Worker."""
+    cancel: Callable[[CancelRequest], None] = lambda request: None
+    """A task that one of the node's workers runs is to end; told again until it has."""
     told_at: Callable[[], float] = time.monotonic
     """When that was so (monotonic): the parent of processes may be late to tell."""
     announce: Callable[[str, dict[str, Any]], None] = lambda name, details: None
@@ -85,7 +89,8 @@ class Timekeeper:
         self.engine = backend.engine
         self.node = node
         self.lease = lease or Lease(node)
-        self.queues = queues
+        self.served = queues
+        self.queues = queues  # without what is paused
         self.hooks = hooks
         self.capacity = capacity
         self.watcher = self.engine.watcher()
@@ -102,7 +107,9 @@ class Timekeeper:
         self._changed_at = self._judges_from = float("-inf")
         self._resumed_at = 0.0
         self._well = False
+        self._pauses_seen: int | None = None
         self._renew_at = self._look_at = self._promote_at = self._periodic_at = 0.0
+        self._orders_at = 0.0
 
     # The loop's two questions
 
@@ -114,12 +121,17 @@ class Timekeeper:
         if time.monotonic() >= self.ledger.write_at:
             self.ledger.write()
         if self.draining:
-            return max(0.0, min(self._renew_at, self.ledger.write_at) - time.monotonic())
+            if time.monotonic() >= self._orders_at:
+                self.heed(self.engine.glance())
+            wake = min(self._renew_at, self._orders_at, self.ledger.write_at)
+            return max(0.0, wake - time.monotonic())
         if self.watcher.changed():
             self._changed_at = time.monotonic()
             self.look()
         elif time.monotonic() >= self._look_at:
             self.look()
+        elif time.monotonic() >= self._orders_at:
+            self.heed(self.engine.glance())
         if time.monotonic() >= self._promote_at:
             self.promote()
         if self.periodic and time.monotonic() >= self._periodic_at:
@@ -132,7 +144,8 @@ class Timekeeper:
         return self.watcher.fileno() if self._well else None
 
     def sleep_time(self) -> float:
-        wake = min(self._renew_at, self._look_at, self._promote_at, self.ledger.write_at)
+        wake = min(self._renew_at, self._look_at, self._promote_at, self._orders_at)
+        wake = min(wake, self.ledger.write_at)
         if self.periodic:
             wake = min(wake, self._periodic_at)
         if self.watcher.interval is not None:
@@ -225,11 +238,35 @@ class Timekeeper:
     def look(self) -> None:
         """Asks whether anything is ready, and when the next deferred row is due."""
         self._look_at = self.next_look(time.monotonic())
-        ready, due_in = self.engine.glance()
-        if due_in is not None:
-            self._promote_at = min(self._promote_at, time.monotonic() + max(0.0, due_in))
-        if ready and (count := self.engine.ready_count(self.queues, self.capacity)):
+        seen = self.engine.glance()
+        self.heed(seen)
+        if seen.due_in is not None:
+            self._promote_at = min(self._promote_at, time.monotonic() + max(0.0, seen.due_in))
+        if seen.ready and (count := self.engine.ready_count(self.queues, self.capacity)):
             self.hooks.work(count)
+
+    def heed(self, seen: Glance) -> None:
+        """Tells the node's workers what people want: pauses, and the end of running tasks."""
+        self._orders_at = time.monotonic() + ORDERS_LOOK
+        if seen.pauses != self._pauses_seen:
+            self.heed_pauses(seen.pauses)
+        if seen.cancels:
+            self.engine.settle_cancels()
+            for request in self.engine.cancel_requests():
+                if request.node == self.node.id:
+                    self.hooks.cancel(request)
+
+    def heed_pauses(self, revision: int) -> None:
+        pauses = self.engine.pauses()
+        self.queues = self.served.without(row.name for row in pauses if row.kind == "queue")
+        self.lease.pauses = revision
+        if pauses or self._pauses_seen:
+            logger.info(
+                "paused now: %s", ", ".join(f"{row.kind} {row.name}" for row in pauses) or "nothing"
+            )
+        if unparked := self.engine.unpark():
+            self.hooks.work(unparked)
+        self._pauses_seen = revision
 
     def next_look(self, now: float) -> float:
         """After a change we look again soon: producers may have kept back their notifications."""
@@ -423,6 +460,9 @@ def keep_patient(
         # A first failure may be that of a connection which an earlier outage broke: try a new one.
         for once_more in (False,) if delay else (True, False):
             try:
+                if delay and keeper.engine.missing_tables():  # a migration is under way
+                    delay = min(delay * 2, 5.0)
+                    return delay
                 seconds = keeper.tick()
                 break
             except DatabaseError as error:

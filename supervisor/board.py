@@ -74,6 +74,7 @@ _Fields = tuple[int, int, int, int, float, float, bytes, int, bytes]
 _STATE: Final = 0
 _DONE: Final = 2
 _FAILED: Final = 3
+_STARTED: Final = 4
 _ID: Final = 6
 _FIELDS = struct.Struct(f"=BIQQdd{_ID_LENGTH}sH{MAX_PATH}s")
 _SEAL = struct.Struct("=QI")  # number of the record, CRC-32 of the fields
@@ -141,6 +142,11 @@ class Board:
         """Show the hard limit of the task that runs, in monotonic seconds."""
         fields = self._fields
         self._publish((*fields[:5], deadline, *fields[6:]))
+
+    @property
+    def began(self) -> float:
+        """When the task began that runs (monotonic seconds); for the child itself."""
+        return self._fields[_STARTED]
 
     def end(self, failed: bool, settled: bool = False) -> None:
         """Count the task, which is over. Unless what came of it is safe it stays the last one."""

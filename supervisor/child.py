@@ -14,7 +14,7 @@ from .board import Board, State
 from .channel import Channel
 from .hand import SharedHand
 from .process import cpu_seconds, unique_memory
-from .signals import WORKER_DRAIN, WORKER_DUMP, WORKER_INTERRUPT, name_of
+from .signals import WORKER_CANCEL, WORKER_DRAIN, WORKER_DUMP, WORKER_INTERRUPT, name_of
 
 WAKE_AGAIN = 0.05  # seconds that a worker has for answering a wake-up before the next one
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.5, 60.0  # seconds
@@ -65,6 +65,7 @@ class Child:
     # Why we ended it, for the errors of its task; and whether the task is to blame.
     verdict: str = ""
     counted: bool = True
+    cancelled: bool = False  # ended because its task was: no crash
     wants_recycling: bool = False
     stopped_since: float | None = None
     jobs: list[Any] = field(default_factory=list)
@@ -109,6 +110,12 @@ class Child:
             self.life = Life.INTERRUPTING
             self.channel.send("drain")
             self.signal(WORKER_INTERRUPT)
+
+    def cancel(self, began: float) -> None:
+        """Raises TaskCancelled in the task that began then, if it still runs."""
+        if self.hand is not None and self.life is not Life.KILLED:
+            self.hand.cancel(began)
+            self.signal(WORKER_CANCEL)
 
     def condemn(self, verdict: str, counted: bool, after: float = 1.0, dump: bool = True) -> None:
         """A stack dump now and SIGKILL `after` seconds, unless it moves on meanwhile."""

@@ -37,6 +37,7 @@ _BATCH: Final = 1  # number << 32 | rows
 _KEPT: Final = 2  # generation << 32 | outcomes
 _GIVEN: Final = 3  # the same, as far as the parent has taken them
 _ALONE: Final = 4
+_CANCELLED: Final = 5  # when the task began that is to end, monotonic seconds
 _ROWS_AT = 64
 _BATCH_BYTES = ROOM * _ROW.size  # twice: the parent may still read the rows of the batch before
 _KEPT_AT = _ROWS_AT + 2 * _BATCH_BYTES
@@ -54,6 +55,7 @@ class SharedHand:
         self._page = mmap.mmap(-1, _SIZE)  # anonymous and shared
         whole = memoryview(self._page)
         self._words = whole[:_ROWS_AT].cast("Q")
+        self._times = whole[:_ROWS_AT].cast("d")
         whole.release()
         self._tokens, self._mint = os.pipe()
         for descriptor in (self._tokens, self._mint):
@@ -113,7 +115,15 @@ class SharedHand:
         generation, count = divmod(self._words[_GIVEN], 1 << 32)
         return generation == self._generation and position < count
 
+    def is_cancelled(self, began: float) -> bool:
+        """Whether the task that began then is to end (see Board.begin)."""
+        return self._times[_CANCELLED] == began
+
     # The parent's side
+
+    def cancel(self, began: float) -> None:
+        """The task that began then is to end, and no other."""
+        self._times[_CANCELLED] = began
 
     def is_empty(self) -> bool:
         """Whether there is nothing to take; from then on `watch` tells when that changes."""
@@ -153,6 +163,7 @@ class SharedHand:
         if not self._closed:
             self._closed = True
             self._words.release()
+            self._times.release()
             self._page.close()
             for descriptor in (self._tokens, self._mint):
                 with contextlib.suppress(OSError):

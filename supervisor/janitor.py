@@ -130,6 +130,13 @@ def tell(worker: str, rescued: Rescued, death: Death) -> None:
             worker,
             extra={"worker_id": worker, "task_id": dashed(rescued.retried[0])},
         )
+    if rescued.cancelled:
+        logger.warning(
+            "task %s of worker %s was cancelled",
+            ", ".join(map(dashed, rescued.cancelled)),
+            worker,
+            extra={"worker_id": worker, "task_id": dashed(rescued.cancelled[0])},
+        )
     if rescued.released:
         logger.info("%d tasks of worker %s went back to the queue", len(rescued.released), worker)
 

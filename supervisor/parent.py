@@ -21,6 +21,7 @@ from dbtasks.engines import Death, NodeInfo
 from dbtasks.ids import random_suffix
 
 from .application import Application
+from .cancel import Cancels
 from .channel import Message
 from .child import Child, Kind, Life, Slot, describe_end
 from .errands import Errands
@@ -101,6 +102,7 @@ class Supervisor:
         self.outage = Outage(self.nursery)
         self.vigil = Vigil(self.nursery, config.max_memory)
         self.overruns = Overruns(self.nursery, self.errands)
+        self.cancels = Cancels(self.nursery, self.overruns)
         self.reload = Reload(
             application, self.nursery, self.notifier, pidfile, self.overruns, self.errands
         )
@@ -144,6 +146,7 @@ class Supervisor:
         now = time.monotonic()
         self.vigil.keep_deadlines(now)
         self.overruns.look(now)
+        self.cancels.look(now)
         if now - self.looked_at >= LOOK:
             self.looked_at = now
             self.look_after_children(now)
@@ -164,7 +167,8 @@ class Supervisor:
         # What cannot be acted upon yet is no deadline: it would keep the loop spinning.
         if self.phase in (Phase.DRAINING, Phase.INTERRUPTING, Phase.LEAVING):
             times.append(self.phase_ends)
-        times += [at for at in (self.errands.wake_at, self.overruns.wake_at) if at is not None]
+        others = (self.errands.wake_at, self.overruns.wake_at, self.cancels.wake_at)
+        times += [at for at in others if at is not None]
         return max(0.0, min(min(times) - now, LOOK))
 
     # Signals
@@ -250,6 +254,8 @@ class Supervisor:
                 self.relay.receive(message)
             case "watch":
                 self.overruns.watch(child)
+            case "cancel":
+                self.cancels.ask(message, time.monotonic())
             case "limit":
                 child.deadline = float(message["deadline"])
             case "recycle":
@@ -311,9 +317,11 @@ class Supervisor:
                     if child.node == self.node.id:
                         self.wake_workers(len(self.slots))
         self.overruns.forget(child)
+        self.cancels.forget(child)
         for slot in self.slots:
             if slot.child is child:
-                slot.note_end(child, crashed, random.uniform(0.75, 1.25))
+                bad_end = crashed and not child.cancelled
+                slot.note_end(child, bad_end, random.uniform(0.75, 1.25))
         self.note_boot_failure(child, status)
         child.close()
         self.outage.ended(child)

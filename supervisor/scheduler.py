@@ -74,6 +74,7 @@ class SchedulerChild:
             work=lambda count: self.tell("work", count=count),
             cleanup=lambda: self.tell("cleanup"),
             workers=lambda: list(self.workers.values()),
+            cancel=lambda request: self.tell("cancel", **request._asdict()),
             told_at=lambda: self.told_at,
             announce=lambda name, details: self.tell("announce", signal=name, details=details),
             foreign=self.foreign,

@@ -38,6 +38,7 @@ PARENT_SIGNALS = (
 # What the parent tells a worker by signal as well, in case it does not read its channel.
 WORKER_DRAIN = signal.SIGTERM
 WORKER_INTERRUPT = signal.SIGUSR1
+WORKER_CANCEL = signal.SIGURG  # ignored where nobody handles it
 WORKER_DUMP = signal.SIGUSR2
 
 

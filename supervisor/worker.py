@@ -16,9 +16,9 @@ from dbtasks import signals
 from dbtasks.consumer import Consumer
 from dbtasks.engines import Claimant, Claimed
 from dbtasks.engines.network import CONNECTION_PATIENCE
-from dbtasks.exceptions import TaskInterrupted, TaskTimeout
+from dbtasks.exceptions import TaskCancelled, TaskInterrupted, TaskTimeout
 from dbtasks.execution import Execution
-from dbtasks.interruption import over_limit
+from dbtasks.interruption import CANCELLED, over_limit
 from dbtasks.lease import Lease
 from dbtasks.queues import QueueSelection
 from dbtasks.retention import stop_when
@@ -31,6 +31,7 @@ from .newborn import EXIT_CRASHED, EXIT_OK, use_one_connection
 from .relay import send_counts
 from .roll import Roll
 from .signals import (
+    WORKER_CANCEL,
     WORKER_DRAIN,
     WORKER_INTERRUPT,
     SignalInbox,
@@ -88,6 +89,7 @@ class WorkerControl:
     def install_handlers(self) -> None:
         signal.signal(WORKER_DRAIN, self._on_drain)
         signal.signal(WORKER_INTERRUPT, self._on_interrupt)
+        signal.signal(WORKER_CANCEL, self._on_cancel)
         signal.signal(signal.SIGALRM, self._on_alarm)
 
     def _on_drain(self, signum: int, frame: FrameType | None) -> None:
@@ -96,6 +98,10 @@ class WorkerControl:
     def _on_interrupt(self, signum: int, frame: FrameType | None) -> None:
         self.draining = self.interrupted = True
         self.raise_once(TaskInterrupted(INTERRUPTED))
+
+    def _on_cancel(self, signum: int, frame: FrameType | None) -> None:
+        if self.hand.is_cancelled(self.board.began):
+            self.raise_once(TaskCancelled(CANCELLED))
 
     def _on_alarm(self, signum: int, frame: FrameType | None) -> None:
         if self.timeout is not None:
@@ -241,6 +247,8 @@ class Limiting:
             control.guarded = True
             if control.interrupted:
                 raise TaskInterrupted(INTERRUPTED)
+            if control.hand.is_cancelled(control.board.began):
+                raise TaskCancelled(CANCELLED)
             if control.timeout is not None:
                 control.announce_limit(control.timeout)
                 signal.setitimer(signal.ITIMER_REAL, control.timeout)

@@ -256,3 +256,167 @@ def test_cells_are_one_line_without_control_characters():
 )
 def test_durations_are_told_in_two_units(seconds, told):
     assert duration(seconds) == told
+
+
+# Operations
+
+
+def ready(engine: Engine, count: int = 1, **changes) -> list[str]:
+    return [str(uuid.UUID(id)) for id in put(engine, *(new_task(**changes) for _ in range(count)))]
+
+
+def test_retry_and_cancel_tell_each_id_its_outcome(engine):
+    failed, waiting = ready(engine, 2)
+    done(engine, status="FAILED")
+    missing = str(uuid.uuid4())
+    said = dbtasks("retry", failed, waiting, missing)
+    assert said.code == 0
+    assert said.lines == [
+        [failed, "ready again"],
+        [waiting, "refused: is ready already"],
+        [missing, "refused: does not exist"],
+    ]
+    assert dbtasks("retry", failed).code == 1
+    (claimed,) = engine.claim(ME, EVERYTHING)
+    said = dbtasks("cancel", failed, waiting, "--grace", "1m", "--json")
+    running = str(uuid.UUID(claimed.id))
+    assert {row["id"]: row["outcome"] for row in said.json} == {
+        row: "asked to end" if row == running else "cancelled" for row in (failed, waiting)
+    }
+    (request,) = engine.cancel_requests()
+    assert (request.id, request.grace) == (claimed.id, 60.0)
+
+
+def test_retry_of_all_that_match(engine):
+    ready(engine, 3)
+    ready(engine, 2, queue="b")
+    for _ in range(5):
+        done(engine, status="FAILED")
+    assert len(dbtasks("retry", "--status", "failed", "--queue", "b").lines) == 2
+    said = dbtasks("retry", "--status", "failed", "--task", "tests.app.*", "--since", "1d")
+    assert len(said.lines) == 3
+    said = dbtasks("retry", "--status", "failed")
+    assert (said.code, said.out) == (1, "")
+    assert "no such task" in said.err
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("retry",),
+        ("cancel", uuid.uuid4(), "--status", "ready"),
+        ("cancel", uuid.uuid4(), "--queue", "a"),
+        ("cancel", uuid.uuid4(), "--grace", "soon"),
+        ("cancel", "abc"),
+        ("prune", "--older-than", "soon"),
+        ("pause", "--queue", ""),
+    ],
+)
+def test_operations_refuse_wrong_usage_before_they_do_anything(engine, wrong):
+    said = dbtasks(*wrong)
+    assert (said.code, said.out) == (2, "")
+    assert said.err
+
+
+def test_pause_and_resume(engine):
+    assert dbtasks("pause").code == 1
+    said = dbtasks("pause", "--queue", "email", "--by", "ada", "--reason", "relay down")
+    assert (said.code, said.lines) == (0, [["queue", "email", "paused"]])
+    assert dbtasks("pause", "--queue", "email").code == 1
+    assert dbtasks("pause", "--task", "a.b", "--json").json[0]["outcome"] == "paused"
+    kind, name, _, by, reason = dbtasks("pause").lines[0]
+    assert (kind, name, by, reason) == ("queue", "email", "ada", "relay down")
+    assert dbtasks("resume", "--queue", "email").code == 0
+    said = dbtasks("resume", "--queue", "email")
+    assert (said.code, said.lines) == (1, [["queue", "email", "was not paused"]])
+
+
+def test_prune_deletes_and_counts(engine):
+    ready(engine, 3)
+    for status in ("SUCCESSFUL", "FAILED"):
+        done(engine, status=status)
+    said = dbtasks("prune", "--older-than", "0s", "--dry-run")
+    assert (said.code, said.lines) == (0, [["would_delete", "2"]])
+    assert dbtasks("prune", "--status", "failed", "--json").json == {"deleted": 1}
+    said = dbtasks("prune", "--older-than", "0s", terminal=True)
+    assert said.out == "1 deleted\n"
+    assert "1 …" in said.err
+    assert dbtasks("prune", "--older-than", "1d").code == 1
+    assert engine.counts().ready == 1
+
+
+# enqueue
+
+
+def test_enqueue_takes_json_arguments(engine):
+    said = dbtasks("enqueue", "tests.app.tasks.add", "2", "-k", "b=3", "--priority", 7)
+    assert said.code == 0
+    row = ScheduledTask.objects.get(pk=said.lines[0][0])
+    assert (row.args, row.kwargs, row.priority, row.status) == ([2], {"b": 3}, 7, "READY")
+
+
+def test_enqueue_for_later_and_into_another_queue(engine):
+    said = dbtasks("enqueue", "tests.app.tasks.noop", "--run-after", "10m", "--queue", "b")
+    row = ScheduledTask.objects.get(pk=said.lines[0][0])
+    assert (row.queue, row.ready_queue) == ("b", None)
+    assert row.due_at is not None
+    said = dbtasks("enqueue", "tests.app.tasks.noop", "--run-after", "2999-01-01T08:00")
+    assert ScheduledTask.objects.get(pk=said.lines[0][0]).due_at.year == 2999
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("tests.app.tasks.nothing",), "there is no task"),
+        (("tests.app.models.Note",), "there is no task"),
+        (("nonsense",), "there is no task"),
+        (("tests.app.tasks.add", "abc"), "argument 1 is no JSON"),
+        (("tests.app.tasks.add", "NaN"), "JSON has no NaN"),
+        (("tests.app.tasks.add",), "missing a required argument: 'a'"),
+        (("tests.app.tasks.add", "1", "-k", "c=2"), "unexpected keyword argument 'c'"),
+        (("tests.app.tasks.add", "1", "-k", "b"), "write NAME=JSON"),
+        (("tests.app.tasks.noop", "--priority", "1000"), "priority"),
+        (("tests.app.tasks.noop", "--queue", "a,b"), "queue_name"),
+        (("tests.app.tasks.noop", "--run-after", "soon"), "write a Duration"),
+    ],
+)
+def test_enqueue_says_what_is_wrong(engine, arguments, told):
+    said = dbtasks("enqueue", *arguments)
+    assert (said.code, said.out) == (2, "")
+    assert told in said.err
+    assert not ScheduledTask.objects.exists()
+
+
+# nodes
+
+
+def worker_fields(id: str, **changes):
+    return {
+        "id": id,
+        "kind": "worker",
+        "pid": 7,
+        "state": "busy",
+        "task_id": "",
+        "task_path": "a.b",
+        "task_seconds": 1.5,
+        "done": 3,
+        "failed": 1,
+        "restarts": 0,
+        "memory": 5 << 20,
+    } | changes
+
+
+def test_nodes_shows_each_worker(engine):
+    assert dbtasks("nodes").code == 1
+    engine.renew_lease(node())
+    engine.save_workers(node().id, [worker_fields("w-1"), worker_fields("w-2", state="idle")])
+    said = dbtasks("nodes")
+    assert said.code == 0
+    assert [line[:2] for line in said.lines] == [
+        ["node", "node-1's name"],
+        ["worker", "w-1"],
+        ["worker", "w-2"],
+    ]
+    (shown,) = dbtasks("nodes", "--json").json
+    assert (shown["workers"][0]["memory"], shown["busy"]) == (5 << 20, 1)
+    assert "5M" in dbtasks("nodes", terminal=True).out

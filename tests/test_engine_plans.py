@@ -31,6 +31,7 @@ from tests.engines import (
 )
 
 TABLE = "dbtasks_scheduledtask"
+SMALL = ("dbtasks_pause", "dbtasks_cancellation")  # a few rows at most: any plan will do
 QUEUES = ["bulk", "default", "email", "email-bulk", "reports"]
 SINGLE = select_queues(["default"])
 SEVERAL = select_queues(["email*", "default"], ["email-bulk"])
@@ -101,7 +102,7 @@ def postgresql_steps(plan: dict[str, Any], sorts: bool = False) -> Iterator[Step
     sorts |= kind in ("Sort", "Incremental Sort")
     if kind == "Seq Scan" and plan["Relation Name"] == TABLE:
         yield Step(None, True, sorts, str(plan))
-    elif index is not None and "dbtasks_" in index:
+    elif index is not None and "dbtasks_" in index and not index.startswith(SMALL):
         yield Step(index, "Index Cond" not in plan, sorts, str(plan))
     for child in plan.get("Plans", []):
         apart = child.get("Parent Relationship") in ("InitPlan", "SubPlan")

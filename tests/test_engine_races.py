@@ -13,7 +13,7 @@ import pytest
 from django.db import OperationalError, connections, transaction
 
 from dbtasks.engines import Claimed, Death, Engine
-from dbtasks.models import Occurrence, ScheduledTask
+from dbtasks.models import Cancellation, Occurrence, ScheduledTask
 from dbtasks.queues import QueueSelection, select_queues
 from tests.engines import (
     EVERYTHING,
@@ -234,4 +234,122 @@ def test_a_claim_never_gives_more_than_its_limit_beside_another(engine: Engine, 
         assert 1 <= len(two) <= 5
         assert len({row.id for row in [*one, *two]}) == len(one) + len(two)
         assert engine.counts().running == len(one) + len(two)
+        ScheduledTask.objects.all().delete()
+
+
+# Operations against workers
+
+
+@pytest.mark.parametrize("name", ["cancel", "delete", "set_queue", "set_priority"])
+def test_of_a_claim_and_an_operation_on_one_row_the_row_tells_who_won(
+    engine: Engine, duel: Duel, name: str
+) -> None:
+    """Whoever comes second sees what the first one did: nothing is done half, or twice."""
+    more = {"cancel": (5.0,), "set_queue": ("other",), "set_priority": (9,)}.get(name, ())
+    for _ in range(ROUNDS):
+        (id,) = put(engine, new_task())
+        claimed, answer = duel.fight(
+            lambda: engine.claim(ME, EVERYTHING),
+            lambda id=id: getattr(engine, name)([id], *more),
+        )
+        refused, asked = answer if name == "cancel" else (answer, set())
+        row = ScheduledTask.objects.filter(pk=id).first()
+        if name == "cancel":
+            assert not refused
+            assert bool(asked) == bool(claimed)
+            assert row.status == ("RUNNING" if claimed else "FAILED")
+        elif claimed and refused:
+            assert refused == {id: "is running"}
+            assert (row.status, row.queue, row.priority) == ("RUNNING", "default", 0)
+        elif name == "delete":
+            assert not claimed
+            assert row is None
+        else:
+            # Changed first; the claim then passed over the locked row, or got the changed one.
+            assert (row.queue, row.priority) == {
+                "set_queue": ("other", 0),
+                "set_priority": ("default", 9),
+            }[name]
+            assert [(seen.queue, seen.priority) for seen in claimed] in (
+                [],
+                [(row.queue, row.priority)],
+            )
+        if row is not None:
+            assert_consistent(row)
+            row.delete()
+        Cancellation.objects.all().delete()
+
+
+def test_of_a_finish_and_a_cancel_the_finish_always_stands(engine: Engine, duel: Duel) -> None:
+    for _ in range(ROUNDS):
+        claimed = claimed_row(engine)
+        finished, (refused, asked) = duel.fight(
+            lambda claimed=claimed: engine.finish([outcome_of(claimed)]),
+            lambda claimed=claimed: engine.cancel([claimed.id], 5.0),
+        )
+        assert finished == {claimed.id}
+        assert bool(refused) != bool(asked)
+        assert stored(claimed.id).status == "SUCCESSFUL"
+        assert engine.settle_cancels() == len(asked)
+        assert stored(claimed.id).status == "SUCCESSFUL"
+        stored(claimed.id).delete()
+
+
+def test_of_two_retries_of_one_row_one_makes_it_ready(engine: Engine, duel: Duel) -> None:
+    for _ in range(ROUNDS):
+        claimed = claimed_row(engine)
+        engine.finish([outcome_of(claimed, status="FAILED")])
+        answers = duel.fight(
+            lambda claimed=claimed: engine.retry([claimed.id]),
+            lambda claimed=claimed: engine.retry([claimed.id]),
+        )
+        assert sorted(map(len, answers)) == [0, 1]
+        assert len(engine.claim(ME, EVERYTHING, 5)) == 1
+        stored(claimed.id).delete()
+
+
+def test_of_a_rescue_and_a_cancel_no_cancelled_row_runs_again(engine: Engine, duel: Duel) -> None:
+    for _ in range(ROUNDS):
+        claimed = claimed_row(engine)
+        rescued, (refused, asked) = duel.fight(
+            lambda: engine.rescue(ME.node, ME.worker, Death("killed")),
+            lambda claimed=claimed: engine.cancel([claimed.id], 5.0),
+        )
+        assert not refused
+        # Whoever came second has seen what the first one did.
+        assert bool(rescued.cancelled) == bool(asked)
+        row = stored(claimed.id)
+        assert row.status == "FAILED"
+        assert not Cancellation.objects.exists()
+        assert_consistent(row)
+        row.delete()
+
+
+def test_of_a_pause_that_ends_and_a_row_that_is_parked_none_stays_behind(
+    engine: Engine, duel: Duel
+) -> None:
+    for _ in range(ROUNDS):
+        engine.pause("task", "tests.app.tasks.noop", "", "")
+        claimed = claimed_row(engine)
+        rows = [(claimed.id, claimed.attempt, claimed.task_path)]
+        parked, resumed = duel.fight(
+            lambda rows=rows: engine.park(ME, rows),
+            lambda: engine.resume("task", "tests.app.tasks.noop"),
+        )
+        assert resumed
+        row = stored(claimed.id)
+        assert (row.status, row.due_at) == ("READY" if parked else "RUNNING", None)
+        assert_consistent(row)
+        row.delete()
+
+
+def test_operations_on_the_same_rows_do_not_deadlock(engine: Engine, duel: Duel) -> None:
+    for _ in range(ROUNDS):
+        ids = put(engine, *(new_task() for _ in range(20)))
+        shuffled = random.sample(ids, len(ids))
+        duel.fight(
+            lambda ids=shuffled: engine.set_priority(ids, 3),
+            lambda ids=ids: engine.cancel(ids, 5.0),
+        )
+        assert ScheduledTask.objects.filter(status="FAILED").count() == 20
         ScheduledTask.objects.all().delete()

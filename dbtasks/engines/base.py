@@ -181,10 +181,16 @@ class CancelRequest(NamedTuple):
 
 
 class Glance(NamedTuple):
-    """`due_in`: seconds until the next deferred row is due (negative: overdue), or None."""
+    """`due_in`: seconds until the next deferred row is due (negative: overdue), or None.
+
+    `pauses`: 0, or a number that is another one whenever what is paused has changed; `cancels`: how
+    many running tasks are to end.
+    """
 
     ready: bool
     due_in: float | None
+    pauses: int = 0
+    cancels: int = 0
 
 
 class Survey(NamedTuple):

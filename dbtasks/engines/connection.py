@@ -11,6 +11,7 @@ import datetime
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from django.apps import apps
 from django.db import Error as DatabaseError
 from django.db import InterfaceError, OperationalError, ProgrammingError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -101,13 +102,22 @@ class Connected:
     def missing_tables(self) -> bool:
         self.connection.ensure_connection()
         try:
-            self.rows("SELECT 1 FROM dbtasks_node LIMIT 1")
-            self.rows("SELECT precedence, ready_queue FROM dbtasks_scheduledtask LIMIT 1")
+            for statement in self.looks_at_all_columns():
+                self.rows(statement)
         except DatabaseError as error:
             if is_missing_table(error):
                 return True
             raise
         return False
+
+    def looks_at_all_columns(self) -> Iterator[str]:
+        """One for each table of the app: a database that answers them all is migrated."""
+        quoted = self.connection.ops.quote_name
+        for model in apps.get_app_config("dbtasks").get_models():
+            columns = ", ".join(
+                quoted(field.column) for field in model._meta.concrete_fields if field.column
+            )
+            yield f"SELECT {columns} FROM {quoted(model._meta.db_table)} LIMIT 1"
 
     def unavailable(self, error: BaseException) -> str | None:
         if not isinstance(error, DatabaseError):

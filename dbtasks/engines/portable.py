@@ -77,12 +77,16 @@ SELECT COUNT(*) FROM (
     ORDER BY precedence LIMIT %s
 ) ready"""
 
-# Two index probes. For MariaDB `> ''` is one; IS NOT NULL would be a scan of all such rows.
+# Two index probes, and two tables with a few rows at most: a new pause has a higher id than all
+# before it, so their number and sum tell any change. For MariaDB `> ''` is one probe; IS NOT NULL
+# would be a scan of all such rows.
 GLANCE = """
 SELECT {now},
     (SELECT MIN(due_at) FROM dbtasks_scheduledtask WHERE backend = %s AND due_at > '1000-01-01'),
     (SELECT MIN(ready_queue) FROM dbtasks_scheduledtask
-     WHERE backend = %s AND ready_queue > '')"""
+     WHERE backend = %s AND ready_queue > ''),
+    (SELECT SUM(id + 1000000000) FROM dbtasks_pause WHERE backend = %s),
+    (SELECT COUNT(*) FROM dbtasks_cancellation WHERE backend = %s)"""
 
 
 class Head(NamedTuple):
@@ -202,12 +206,13 @@ class PortableEngine(Operations, Overview, Statistics, Upkeep):
         )
 
     def glance(self) -> Glance:
-        ((now, due, ready),) = self.rows(GLANCE, (self.backend, self.backend))
-        if due is None:
-            return Glance(ready is not None, None)
-        connection = self.connection
-        wait = utc_value(due, connection) - utc_value(now, connection)
-        return Glance(ready is not None, wait.total_seconds())
+        ((now, due, ready, pauses, cancels),) = self.rows(GLANCE, (self.backend,) * 4)
+        due_in = None
+        if due is not None:
+            connection = self.connection
+            wait = utc_value(due, connection) - utc_value(now, connection)
+            due_in = wait.total_seconds()
+        return Glance(ready is not None, due_in, int(pauses or 0), int(cancels))
 
     def ready_count(self, queues: QueueSelection, limit: int) -> int:
         names = [queues.only] if queues.only else [head.queue for head in self.heads(queues)]

@@ -33,8 +33,7 @@ SET status = 'READY', ready_queue = queue, claim_node = NULL, claimed_by = NULL,
 WHERE claim_node = %s AND claimed_by = %s"""
 
 RESCUE_SELECT = """
-SELECT id, claimed_by, worker_ids, errors, crashes, policy, queue, task_path, (
-    SELECT COUNT(*) FROM dbtasks_cancellation WHERE task_id = dbtasks_scheduledtask.id)
+SELECT id, claimed_by, worker_ids, errors, crashes, policy, queue, task_path
 FROM dbtasks_scheduledtask
 WHERE claim_node = %s{worker} ORDER BY id LIMIT %s{lock}"""
 RESCUE_RELEASE = RELEASE.replace("claim_node = %s AND claimed_by = %s", "id = %s")
@@ -48,6 +47,8 @@ UPDATE dbtasks_scheduledtask
 SET status = 'FAILED', finished_at = {now}, claim_node = NULL, claimed_by = NULL,
     errors = %s, worker_ids = %s, crashes = %s, delete_after = {in_seconds}
 WHERE id = %s"""
+# Asked for when the rows are locked: whoever cancels them locks them, too.
+CANCELLED_OF = "SELECT task_id FROM dbtasks_cancellation WHERE task_id IN ({ids})"
 FORGET_CANCEL = "DELETE FROM dbtasks_cancellation WHERE task_id = %s"
 
 PROMOTE_SELECT = """
@@ -146,10 +147,11 @@ class Upkeep(Connected, abc.ABC):
         released, retried, failed, cancelled, tasks = [], [], [], [], []
         parameters = (node, RESCUE_BATCH) if worker is None else (node, worker, RESCUE_BATCH)
         condition = "" if worker is None else " AND claimed_by = %s"
-        for row in self.rows(RESCUE_SELECT, parameters, worker=condition):
-            raw_id, claimed_by, worker_ids, errors, crashes, policy_text, queue, path, ends = row
-            wanted_to_end = bool(ends)
+        rows = self.rows(RESCUE_SELECT, parameters, worker=condition)
+        unwanted = self.cancelled_of([row[0] for row in rows])
+        for raw_id, claimed_by, worker_ids, errors, crashes, policy_text, queue, path in rows:
             id = self.hex(raw_id)
+            wanted_to_end = id in unwanted
             ran = death.running is None or id in death.running
             if not wanted_to_end and not (ran and death.counted):
                 self.run(RESCUE_RELEASE, (raw_id,))
@@ -176,6 +178,13 @@ class Upkeep(Connected, abc.ABC):
         return Rescued(
             tuple(released), tuple(retried), tuple(failed), tuple(cancelled), tuple(tasks)
         )
+
+    def cancelled_of(self, ids: Sequence[Any]) -> set[str]:
+        """Which of these rows are to end."""
+        if not ids:
+            return set()
+        marks = ", ".join(["%s"] * len(ids))
+        return {self.hex(id) for (id,) in self.rows(CANCELLED_OF, ids, ids=marks)}
 
     def promote_due(self, limit: int = 1000) -> int:
         return self.change_selected(PROMOTE_SELECT, PROMOTE, limit)

@@ -10,6 +10,8 @@ import time
 from django.db import connection, transaction
 from django.tasks import task
 
+from dbtasks import TaskCancelled
+
 from .models import Note
 
 
@@ -150,3 +152,38 @@ def socket_options(names):
     with socket.socket(fileno=os.dup(connection.connection.fileno())) as raw:
         known = {name: getattr(socket, name) for name in names if hasattr(socket, name)}
         return {name: raw.getsockopt(socket.IPPROTO_TCP, known[name]) for name in known}
+
+
+@task
+def stubborn(started):
+    """Makes the file `started` and then does not end, whatever is raised in it."""
+    open(started, "w").close()
+    while True:
+        try:
+            while True:
+                time.sleep(0.01)
+        except BaseException:
+            pass
+
+
+@task(max_attempts=5)
+def tidy_when_cancelled(started, tidied):
+    """Makes the file `started`, then waits for ever; makes the file `tidied` when cancelled."""
+    open(started, "w").close()
+    try:
+        while True:
+            time.sleep(0.01)
+    except TaskCancelled:
+        open(tidied, "w").close()
+        raise
+
+
+@task
+def finish_when_cancelled(started, gate):
+    """Makes the file `started`, waits for ever, and returns when it is cancelled."""
+    open(started, "w").close()
+    try:
+        while not os.path.exists(gate):
+            time.sleep(0.01)
+    except TaskCancelled:
+        return "done all the same"

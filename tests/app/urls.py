@@ -1,0 +1,6 @@
+"""An admin, for the tests that switch it on."""
+
+from django.contrib import admin
+from django.urls import path
+
+urlpatterns = [path("admin/", admin.site.urls)]
