@@ -95,6 +95,15 @@ reference: env  ## docs/reference/, written from the code
 test-upgrade: env  ## The first version's code beside this one's on one schema: ARGS="--help"
 	@$(PY) -m tests.upgrade $(ARGS)
 
+.PHONY: test-import
+test-import: .venv-import/stamp  ## `dbtasks import` from the real products, in an environment of its own
+	@.venv-import/bin/python -W ignore -m tests.imports
+
+.venv-import/stamp: pyproject.toml
+	@$(find_python); echo "Installing into .venv-import with $$found"; "$$found" -m venv --clear .venv-import
+	@.venv-import/bin/python $(PIP_INSTALL) --editable . "Django>=6.1" django-tasks-db dj-queue django-q2
+	@touch $@
+
 .PHONY: demo
 demo: env  ## The example project, start to end, with what it shows
 	@$(PY) deploy/example/demo.py $(ARGS)
@@ -105,6 +114,6 @@ run: env  ## The example project until Ctrl-C
 
 .PHONY: clean
 clean:  ## Remove the environments, builds and caches
-	@rm -rf .venv .venv60 .bench build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf .venv .venv60 .venv-import .bench build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@rm -rf django_dbtasks.egg-info
 	@find dbtasks supervisor tests -name __pycache__ -prune -exec rm -rf {} +
