@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(
-    r"(?P<marks>(?:^<!-- (?:test|on|not run): [^>]*? -->\n+)*)"
+    r"(?P<marks>(?:^ *<!-- (?:test|on|not run): [^>]*? -->\n+)*)"
     r"^(?P<indent> *)```(?P<language>[\w-]*)\n(?P<text>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,
 )

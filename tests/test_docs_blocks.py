@@ -45,7 +45,7 @@ def label(page: Path) -> str:
 def test_every_comment_of_ours_stands_before_a_block() -> None:
     for page in pages():
         marks = re.findall(
-            r"^<!-- (?:test|on|not run): ", page.read_text(encoding="utf-8"), re.MULTILINE
+            r"^ *<!-- (?:test|on|not run): ", page.read_text(encoding="utf-8"), re.MULTILINE
         )
         found = [mark for b in blocks(page) for mark in (b.test, b.on, b.not_run) if mark]
         assert len(found) == len(marks), label(page)
