@@ -63,6 +63,30 @@ test: env  ## The suite on SQLite, PostgreSQL and MariaDB; ARGS="-k name" for py
 test-django60: .venv60/stamp  ## The suite on SQLite with Django 6.0
 	@.venv60/bin/python -m tests.run --database sqlite $(ARGS)
 
+.PHONY: test-dist
+test-dist: env  ## What is in wheel and sdist, and the wheel in an empty environment
+	@$(PY) -m pytest -q tests/dist/distribution.py $(ARGS)
+
+# Without a wheel for this Python pip takes the latest hypothesis that needs none.
+.venvt/stamp: pyproject.toml
+	@$(find_python); echo "Installing into .venvt with $$found"; "$$found" -m venv --clear .venvt
+	@.venvt/bin/python $(PIP_INSTALL) --editable . --only-binary hypothesis \
+		pytest hypothesis PyYAML prometheus-client opentelemetry-sdk
+	@touch $@
+
+.PHONY: test-free-threaded
+test-free-threaded: .venvt/stamp  ## Without a GIL: threads and the suite on SQLite; PYTHON=python3.14t
+	@PYTHONPATH=. .venvt/bin/python -m tests.free_threaded
+	@.venvt/bin/python -m tests.run --database sqlite $(ARGS)
+
+# A booted systemd: root, a kernel with cgroup2 and namespaces, debootstrap for the image (300 MB
+# in .systemd, made once), no network otherwise. SUITE= must be no older than this system.
+.PHONY: test-systemd
+test-systemd: env  ## deploy/systemd under a real systemd, in namespaces; needs root, SUITE=bookworm
+	@mkdir -p .systemd
+	@DBTASKS_SYSTEMD_IMAGE=.systemd/$(or $(SUITE),bookworm) \
+		$(PY) -m pytest tests/systemd/service.py -v $(ARGS)
+
 .PHONY: lint
 lint: env  ## ruff, mypy, and the list of packages in pyproject.toml
 	@$(PY) -m ruff check .
@@ -114,6 +138,6 @@ run: env  ## The example project until Ctrl-C
 
 .PHONY: clean
 clean:  ## Remove the environments, builds and caches
-	@rm -rf .venv .venv60 .venv-import .bench build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf .venv .venv60 .venvt .venv-import .bench .systemd build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@rm -rf django_dbtasks.egg-info
 	@find dbtasks supervisor tests -name __pycache__ -prune -exec rm -rf {} +

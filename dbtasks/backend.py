@@ -31,6 +31,7 @@ from .options import Options, Problem, import_exceptions, parse_options
 from .policy import Policy, class_path
 from .results import result_of_row, unchecked
 from .tasks import Task
+from .tracing import with_trace
 
 # When this process loaded its code: tasks that it does not know but that a younger process
 # enqueued are from a newer deployment.
@@ -209,7 +210,7 @@ class DatabaseBackend(BaseTaskBackend):
             run_after=run_after,
             due_at=run_after if run_after is not None and run_after > as_utc(now) else None,
             enqueued_at=now,
-            policy=_with_code(self.policy_of(task, retain).to_text()),
+            policy=with_trace(_with_code(self.policy_of(task, retain).to_text())),
             periodic=periodic,
         )
 

@@ -5,7 +5,7 @@ E004 a periodic entry is malformed · E005 a periodic path is no task · E006 th
 E007 the queue's database is of a kind that dbtasks has no engine for · E008 AUTOCOMMIT is off ·
 W001 SQLite without WAL · W002 SQLite without IMMEDIATE · W003 connection pool ·
 W004 tasks would reconnect · W005 isolation level · W006 a migration is missing ·
-W007 the database cannot be reached
+W007 the database cannot be reached · W010 nodes run with other periodic entries than hold
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def check_backend(backend: DatabaseBackend) -> Iterator[checks.CheckMessage]:
 
 def periodic_problem(backend: DatabaseBackend, entry: BoundPeriodic) -> str | None:
     """Why the entry cannot be enqueued, or None."""
-    from .timekeeper import periodic_task
+    from .periodic.calls import periodic_task
 
     try:
         task = periodic_task(backend, entry)
@@ -154,6 +154,39 @@ def check_tables(
         if backend.parsed.database in (databases or ())
         for message in missing_tables(backend)
     ]
+
+
+@checks.register(checks.Tags.database)
+def check_deployments(
+    app_configs: Any = None, databases: Sequence[str] | None = None, **kwargs: Any
+) -> list[checks.CheckMessage]:
+    """W010, for `check --database`: normal during a rolling deploy, and a mistake after it."""
+    if sys.argv[1:2] == ["migrate"]:
+        return []
+    from .backend import DatabaseBackend
+
+    return [
+        message
+        for backend in task_backends.all()
+        if isinstance(backend, DatabaseBackend) and not backend.problems
+        if backend.parsed.database in (databases or ())
+        for message in differing_nodes(backend)
+    ]
+
+
+def differing_nodes(backend: DatabaseBackend) -> Iterator[checks.CheckMessage]:
+    try:
+        found = backend.engine.deployments("")
+    except (ImproperlyConfigured, DatabaseError):
+        return  # E007, W006 and W007 say so
+    names = sorted(found.names[id] for id, which in found.nodes.items() if which != found.holds)
+    if names:
+        yield checks.Warning(
+            f"TASKS[{backend.alias!r}]: {', '.join(names)} run with other periodic entries in "
+            "their settings than the newest deployment, whose entries hold.",
+            hint="Finish the deploy: restart these nodes with the new settings.",
+            id="dbtasks.W010",
+        )
 
 
 def missing_tables(backend: DatabaseBackend) -> Iterator[checks.CheckMessage]:

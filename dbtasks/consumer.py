@@ -7,6 +7,7 @@ A worker knows how to wait, when to stop and how to interrupt a task; it hands t
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import random
 import time
@@ -110,6 +111,7 @@ class Consumer:
         self.served = queues
         self.queues = queues  # without what is paused
         self.paused_tasks: frozenset[str] = frozenset()
+        self.paused_queues: frozenset[str] = frozenset()
         self.control = control
         self.lease = lease
         self.hand = control.hand
@@ -229,7 +231,10 @@ class Consumer:
             self.finish_one_by_one(error)
             return []
         self.settle(written)
-        return self.put_aside(claimed) if self.paused_tasks else claimed
+        if claimed and self.pauses_changed:  # a pause that was there before these rows
+            self.heed_pauses()
+        paused = self.paused_tasks or self.paused_queues
+        return self.put_aside(claimed) if paused else claimed
 
     # Pauses
 
@@ -242,11 +247,15 @@ class Consumer:
         revision = self.lease.pauses if self.lease is not None else 0
         pauses = self.engine.pauses()
         self._pauses_seen, self._parked = revision, False
-        self.queues = self.served.without(row.name for row in pauses if row.kind == "queue")
+        self.paused_queues = frozenset(row.name for row in pauses if row.kind == "queue")
         self.paused_tasks = frozenset(row.name for row in pauses if row.kind == "task")
+        self.queues = self.served.without(self.paused_queues)
 
     def put_aside(self, claimed: list[Claimed]) -> list[Claimed]:
         """Parks the rows of paused tasks where no claim meets them again; returns the others."""
+        if stopped := [row for row in claimed if row.queue in self.paused_queues]:
+            self.engine.release(self.who, [(row.id, row.attempt) for row in stopped])
+            claimed = [row for row in claimed if row.queue not in self.paused_queues]
         paused = [row for row in claimed if row.task_path in self.paused_tasks]
         self._parked = bool(claimed) and len(paused) == len(claimed)
         if not paused:
@@ -293,14 +302,16 @@ class Consumer:
     def finish_one_by_one(self, error: DatabaseError) -> None:
         """The database refuses what a task returned: that fails this task and no other."""
         written = set()
-        for execution in self._unwritten:
+        for position, execution in enumerate(self._unwritten):
             tidy_up(self.engine)
             try:
                 written |= self.engine.finish([execution.outcome])
             except DatabaseError as refusal:
                 if self.is_away(refusal, [execution.outcome]):
                     raise
-                written |= self.engine.finish([not_stored(execution.outcome, refusal)])
+                failed = not_stored(execution.outcome, refusal)
+                written |= self.engine.finish([failed])
+                self._unwritten[position] = dataclasses.replace(execution, outcome=failed)
         self.settle(written)
 
     def is_away(self, error: DatabaseError, outcomes: Iterable[Outcome]) -> bool:

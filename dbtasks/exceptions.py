@@ -46,5 +46,9 @@ class ResultNotStored(Exception):
     """The task returned, but its return value could not be stored."""
 
 
+class BadRow(Exception):
+    """The row was written by hand, and no worker could run it."""
+
+
 class DatabaseUnavailable(Exception):
     """The queue's database cannot be used now; the message says why and what would help."""

@@ -21,9 +21,10 @@ from django.tasks.base import TaskContext, TaskResult, TaskResultStatus
 from django.tasks.signals import task_started
 from django.utils.json import normalize_json
 
+from . import tracing
 from .engines import Claimed, Outcome
 from .exceptions import Discard, Retry, TaskCancelled, TaskInterrupted, TaskTimeout
-from .fields import as_utc, dump_json, explain_not_json
+from .fields import as_utc, dump_json, explain_not_json, load_json
 from .listeners import anybody_listens
 from .policy import Policy, class_path, seconds
 from .results import (
@@ -38,9 +39,11 @@ from .results import (
 if TYPE_CHECKING:
     from .backend import DatabaseBackend
 
+NO_SPAN = contextlib.nullcontext()
 MAX_TRACEBACK = 64 * 1024  # characters
 NEWER_CODE_DELAY = 5.0  # seconds between two tries of a task that only newer code knows
 NEWER_CODE_PATIENCE = 300.0  # seconds since its enqueue, after which it fails
+MOST_FAILURES = 2**31 - 2  # the column has room for one more
 
 _LEAD_IN = ("asgiref.", "asyncio.", "concurrent.futures.")  # between us and a coroutine
 
@@ -95,10 +98,11 @@ def execute(
         given = args
         if task.takes_context:
             given = [TaskContext(task_result=result), *args]  # type: ignore[arg-type]
-        # A context of its own: no activated time zone or language outlives the task.
-        context = contextvars.copy_context()
-        with limit(claimed.policy.timeout):
-            raw = context.run(task.call, *given, **kwargs)
+        with tracing.span_of_run(claimed, worker) if tracing.is_active() else NO_SPAN:
+            # A context of its own: no activated time zone or language outlives the task.
+            context = contextvars.copy_context()
+            with limit(claimed.policy.timeout):
+                raw = context.run(task.call, *given, **kwargs)
         value = _return_value(task, raw)
     except BaseException as caught:
         error = caught
@@ -170,7 +174,7 @@ def _outcome(
         return _ended(claimed, worker, policy, "FAILED", error=error)
     if isinstance(error, Retry):
         return _again(claimed, worker, _asked_delay(error, policy, claimed))
-    failures = claimed.failures + 1
+    failures = min(claimed.failures, MOST_FAILURES) + 1
     if (
         failures < policy.max_attempts
         and not isinstance(error, Discard)
@@ -244,11 +248,15 @@ def _may_be_newer_code(backend: DatabaseBackend, claimed: Claimed) -> bool:
     from .backend import CODE_SINCE
 
     try:
-        code = json.loads(claimed.policy_text).get("code", 0)
+        code = load_json(claimed.policy_text).get("code", 0)
         enqueued_at = backend.engine.moment(claimed.enqueued_at)
-        age = time.time() - as_utc(enqueued_at).timestamp() if enqueued_at else 0.0
-        return bool(code > CODE_SINCE and age < NEWER_CODE_PATIENCE)
-    except (ValueError, TypeError, AttributeError):
+        if enqueued_at is None:
+            return False
+        now = time.time()
+        age = now - as_utc(enqueued_at).timestamp()
+        known = CODE_SINCE < code < now + NEWER_CODE_PATIENCE
+        return bool(known and abs(age) < NEWER_CODE_PATIENCE)
+    except (ValueError, TypeError, AttributeError, OverflowError):
         return False
 
 

@@ -21,6 +21,17 @@ def dump_json(value: object) -> str:
     return json.dumps(value, separators=(",", ":"), allow_nan=False)
 
 
+def load_json(text: Any) -> Any:
+    """What a column holds as JSON. Raises ValueError for all that is none, nested too deeply too.
+
+    Whoever can write to the table can write anything there.
+    """
+    try:
+        return json.loads(text)
+    except (TypeError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from None
+
+
 def explain_not_json(value: object, where: str) -> str | None:
     """Names the place in `value` that JSON cannot hold, or None if it can hold all of it."""
     match value:
@@ -58,7 +69,7 @@ class JSONText(models.TextField):
 
     def from_db_value(self, value: str | None, expression: object, connection: object) -> Any:
         try:
-            return None if value is None else json.loads(value)
+            return None if value is None else load_json(value)
         except ValueError:  # written by hand: show it, so that it can be found
             return value
 

@@ -15,6 +15,7 @@ QUEUE_MAX_LENGTH = 128
 BACKEND_MAX_LENGTH = 64
 PATH_MAX_LENGTH = 500
 NAME_MAX_LENGTH = 255
+SCHEDULE_MAX_LENGTH = 500
 
 
 class ScheduledTask(models.Model):
@@ -111,6 +112,8 @@ class Node(models.Model):
     kind = models.CharField(max_length=16)
     backend = ExactCharField(max_length=BACKEND_MAX_LENGTH)
     state = models.CharField(max_length=16, default="running")
+    # The periodic entries of its settings; empty where it enqueues none.
+    deployment = ExactCharField(max_length=64, default="", db_default="", blank=True)
     started_at = UTCDateTimeField()
     last_seen = UTCDateTimeField()
     expires_at = UTCDateTimeField()
@@ -201,11 +204,16 @@ class Statistic(models.Model):
 
 
 class PeriodicTask(models.Model):
-    """What the nodes know of one periodic entry: since when it has its schedule, and its last run.
+    """One periodic entry, from the settings or made at run time.
 
-    Due times before `since` never fire: that is what keeps a first deploy, a new entry or an
-    edited schedule from running for the past.
+    `next_due` is the first due time that is not dealt with: what a tick reads, and all that it
+    reads. Times before `since` never fire, which keeps a first deploy, a new entry or an edited
+    schedule from running for the past.
     """
+
+    class Origin(models.TextChoices):
+        SETTINGS = "settings"
+        DATABASE = "database"
 
     backend = ExactCharField(max_length=BACKEND_MAX_LENGTH)
     name = ExactCharField(max_length=NAME_MAX_LENGTH)
@@ -213,8 +221,36 @@ class PeriodicTask(models.Model):
     spec = models.TextField(help_text="The schedule in its canonical form.")
     since = UTCDateTimeField()
     last_due = UTCDateTimeField(null=True, blank=True)
-    # When the node that set `spec` started: of two deployments that differ, the newer one wins.
+    # When the deployment that wrote this row was first seen.
     deployed_at = UTCDateTimeField()
+    origin = models.CharField(
+        max_length=8, choices=Origin.choices, default=Origin.SETTINGS, db_default=Origin.SETTINGS
+    )
+    # What the entry says, as far as text can: what it cannot (a Schedule of the project's own, a
+    # callable) is empty or NULL, and only nodes whose settings have the entry can enqueue it.
+    schedule = models.CharField(
+        max_length=SCHEDULE_MAX_LENGTH, default="", db_default="", blank=True
+    )
+    timezone = models.CharField(max_length=64, default="", db_default="", blank=True)
+    catch_up = models.CharField(max_length=8, default="latest", db_default="latest")
+    catch_up_window = models.FloatField(default=86400.0, db_default=86400.0, help_text="Seconds.")
+    overlap = models.CharField(max_length=8, default="allow", db_default="allow")
+    args = JSONText(null=True, blank=True)
+    kwargs = JSONText(null=True, blank=True)
+    retain = models.FloatField(null=True, blank=True, help_text="Seconds.")
+    queue = ExactCharField(max_length=QUEUE_MAX_LENGTH, null=True, blank=True)
+    priority = models.SmallIntegerField(null=True, blank=True)
+    # Of all the above: whether two nodes mean the same by this name.
+    fingerprint = models.CharField(max_length=64, default="", db_default="", blank=True)
+    paused = models.BooleanField(default=False, db_default=False)
+    # An entry that the settings do not have any more; kept for its history.
+    retired = models.BooleanField(default=False, db_default=False)
+    # NULL while nothing is to be enqueued.
+    next_due = UTCDateTimeField(null=True, blank=True)
+    last_task = models.UUIDField(null=True, blank=True)
+    last_node = models.CharField(max_length=64, default="", db_default="", blank=True)
+    # Counts the changes, so that a tick notices one that comes while it prepares.
+    edition = models.IntegerField(default=0, db_default=0)
 
     class Meta:
         app_label = APP_LABEL
@@ -225,13 +261,42 @@ class PeriodicTask(models.Model):
         constraints = [
             models.UniqueConstraint(fields=["backend", "name"], name="dbtasks_periodic_name")
         ]
+        indexes = [
+            PartialIndex(
+                fields=["backend", "next_due"],
+                name="dbtasks_next_due",
+                condition=Q(next_due__isnull=False),
+            )
+        ]
 
     def __str__(self) -> str:
         return str(self.name)
 
 
+class PeriodicDeployment(models.Model):
+    """One set of periodic entries that some node's settings had, and since when it is known."""
+
+    backend = ExactCharField(max_length=BACKEND_MAX_LENGTH)
+    fingerprint = ExactCharField(max_length=64)
+    first_seen = UTCDateTimeField()
+    # Its entries are those in PeriodicTask.
+    holds = models.BooleanField(default=False)
+
+    class Meta:
+        app_label = APP_LABEL
+        constraints = [
+            models.UniqueConstraint(fields=["backend", "fingerprint"], name="dbtasks_deployed_once")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.backend} {self.fingerprint[:12]}"
+
+
 class Occurrence(models.Model):
-    """One due time of one periodic entry, inserted in the transaction that enqueues its task."""
+    """One due time of one periodic entry, inserted in the transaction that enqueues its task.
+
+    With `skipped` nothing was enqueued: that is why, and `task_id` is the task that was in the way.
+    """
 
     backend = ExactCharField(max_length=BACKEND_MAX_LENGTH)
     name = ExactCharField(max_length=NAME_MAX_LENGTH)
@@ -239,6 +304,7 @@ class Occurrence(models.Model):
     task_id = models.UUIDField()
     enqueued_at = UTCDateTimeField()
     enqueued_by = models.CharField(max_length=64, help_text="The node's name.")
+    skipped = models.CharField(max_length=200, default="", db_default="", blank=True)
 
     class Meta:
         app_label = APP_LABEL

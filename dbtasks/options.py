@@ -12,7 +12,14 @@ from typing import Any
 from django.conf import settings
 from django.utils.module_loading import import_string
 
-from .periodic import CATCH_UP, BoundPeriodic, Periodic, as_periodics
+from .periodic import (
+    CATCH_UP,
+    CATCH_UP_WINDOW,
+    BoundPeriodic,
+    Periodic,
+    as_periodics,
+    as_window,
+)
 from .policy import Policy, parse_policy, seconds
 from .schedule import ScheduleError
 
@@ -47,7 +54,7 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """All durations in seconds."""
+    """All durations in seconds, but for `catch_up_window`."""
 
     immediate: bool = False
     signals: bool = True
@@ -57,6 +64,7 @@ class Options:
     worker_timeout: float = 30.0
     prefetch: int | None = None  # None is "auto"
     catch_up: str = "latest"
+    catch_up_window: datetime.timedelta = CATCH_UP_WINDOW
     policy: Policy = dataclasses.field(default_factory=Policy)
     retain_by_path: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
     retry_for: tuple[type[BaseException] | str, ...] = (BaseException,)  # str: not imported yet
@@ -149,7 +157,12 @@ def _periodic_entries(
             continue
         try:
             for entry in as_periodics(value):
-                bound = entry.bind(path, default_zone(), parsed.get("catch_up", Options.catch_up))
+                bound = entry.bind(
+                    path,
+                    default_zone(),
+                    parsed.get("catch_up", Options.catch_up),
+                    parsed.get("catch_up_window", CATCH_UP_WINDOW),
+                )
                 if bound.name in seen:
                     raise ValueError(
                         f"two entries are called {bound.name!r}; give each a name of its own: "
@@ -168,7 +181,7 @@ def default_zone() -> datetime.tzinfo:
 
 def bound_periodic(path: str, entry: Periodic, options: Options) -> BoundPeriodic:
     """An entry that is added at run time, under the same rules as one from the settings."""
-    return entry.bind(path, default_zone(), options.catch_up)
+    return entry.bind(path, default_zone(), options.catch_up, options.catch_up_window)
 
 
 def _boolean(key: str, value: Any) -> bool:
@@ -203,6 +216,13 @@ def _catch_up(key: str, value: Any) -> str:
     if value not in CATCH_UP:
         raise ValueError(f"must be one of {', '.join(map(repr, CATCH_UP))}, not {value!r}")
     return str(value)
+
+
+def _catch_up_window(key: str, value: Any) -> datetime.timedelta:
+    window = as_window(value)
+    if window is None:
+        raise ValueError('must be a Duration such as "1d", not None')
+    return window
 
 
 def _retain(value: Any) -> tuple[float | None, dict[str, float | None]]:
@@ -249,6 +269,7 @@ _PARSERS: dict[str, Callable[[str, Any], Any]] = {
     "worker_timeout": _positive_seconds,
     "prefetch": _prefetch,
     "catch_up": _catch_up,
+    "catch_up_window": _catch_up_window,
     "retry_for": _exceptions,
 }
 KNOWN_KEYS = {*_PARSERS, *POLICY_KEYS, *RUNNER_KEYS, "retain", "periodic"}

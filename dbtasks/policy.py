@@ -15,6 +15,7 @@ from .schedule import Duration, ScheduleError
 BACKOFF_BASE = 1.0  # seconds
 BACKOFF_CAP = 3600.0  # seconds
 MAX_ATTEMPTS_LIMIT = 10_000
+LONGEST_TEXT = 10_000  # characters; a longer policy is none of ours
 
 DurationLike = Duration | datetime.timedelta | str | int | float
 Backoff = str | float | tuple[float, ...]
@@ -74,16 +75,22 @@ def _policy_text(policy: Policy) -> str:
     )
 
 
-@functools.lru_cache(maxsize=4096)
 def policy_from_text(text: str) -> Policy:
     """The policy of a row. What a row says wrongly falls back to the default."""
+    if not isinstance(text, str) or len(text) > LONGEST_TEXT:  # nor is it worth remembering
+        return DEFAULT
+    return _policy_from_text(text)
+
+
+@functools.lru_cache(maxsize=4096)
+def _policy_from_text(text: str) -> Policy:
     try:
         values = json.loads(text)
         if not isinstance(values, dict):
             return DEFAULT
         known = {field.name for field in dataclasses.fields(Policy)}
         return Policy(**parse_policy({k: v for k, v in values.items() if k in known}))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, ArithmeticError, RecursionError):
         return DEFAULT
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
-import json
+import sys
 from collections.abc import Callable
 from dataclasses import MISSING
 from typing import Any
@@ -14,8 +14,9 @@ from django.tasks.base import TaskError, TaskResult, TaskResultStatus
 from django.utils.module_loading import import_string
 
 from .engines import Claimed, Engine
+from .fields import load_json
 from .ids import dashed
-from .models import ScheduledTask
+from .models import PATH_MAX_LENGTH, ScheduledTask
 from .tasks import Task
 
 
@@ -30,6 +31,7 @@ def resolve_task(path: str) -> DjangoTask:
     """
     task = _resolved.get(path)
     if task is None:
+        refuse_odd_path(path)
         task = import_string(path)
         if not isinstance(task, DjangoTask):
             raise NotATask(f"{path!r} is a {type(task).__qualname__}, not a task")
@@ -38,6 +40,26 @@ def resolve_task(path: str) -> DjangoTask:
 
 
 _resolved: dict[str, DjangoTask] = {}
+
+
+def refuse_odd_path(path: str) -> None:
+    """Raises ImportError for what cannot be a task's path, before anything is imported for it.
+
+    An import runs the module. So what is imported already may be looked at; else it must be no
+    part of Python itself, and no script (`package.__main__` does its work when it is imported).
+    """
+    module, _, name = path.rpartition(".")
+    names = [*module.split("."), name]
+    if len(path) > PATH_MAX_LENGTH or not all(map(str.isidentifier, names)):
+        raise NotATask(f"{path[:PATH_MAX_LENGTH]!r} is not the dotted path of a task")
+    if module in sys.modules:
+        return
+    if names[0] in sys.stdlib_module_names or any(map(_is_dunder, names)):
+        raise NotATask(f"{path!r} is not imported to look for a task in it")
+
+
+def _is_dunder(name: str) -> bool:
+    return name.startswith("__") and name.endswith("__")
 
 
 def task_of_row(
@@ -50,7 +72,7 @@ def task_of_row(
     """The task as it was enqueued; one that is gone is replaced by a stand-in of the same name."""
     try:
         task = resolve_task(path)
-    except Exception:
+    except (Exception, SystemExit):  # a script that was not meant to be imported
         return missing_task(path, priority, queue, run_after, backend)
     if (task.priority, task.queue_name, task.run_after, task.backend) == (
         priority,
@@ -172,7 +194,7 @@ def json_list(text: str) -> list[Any]:
     if text == "[]":
         return []
     try:
-        value = json.loads(text)
+        value = load_json(text)
     except ValueError:
         return []
     return value if isinstance(value, list) else []

@@ -155,7 +155,7 @@ class Runner:
             hooks,
             capacity=workers,
             delay=loop_delay,
-            periodic=self._entries,
+            periodic=self._entries if init_periodic else None,
             retention=init_periodic,
             lease=self.lease,
         )

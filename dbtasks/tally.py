@@ -39,6 +39,7 @@ WRITE_EVERY = 3.0  # seconds
 WRITE_AGAIN = 60.0  # seconds after which we look again whether the table exists
 PRUNE_EVERY = 600.0  # seconds
 MILLION = 1_000_000
+LONGEST_WAIT = 366 * 86_400 * MILLION  # of one task; sums must fit into their column
 
 
 class Tally:
@@ -144,13 +145,22 @@ def waited(claimed: Claimed) -> int:
 
     The producer's clock and the database's may differ, so the difference can be below zero.
     """
-    begin, end = claimed.enqueued_at, claimed.last_attempted_at
-    if claimed.run_after is not None:
-        begin = max(begin, claimed.run_after)
-    if isinstance(end, str):
-        begin, end = datetime.datetime.fromisoformat(begin), datetime.datetime.fromisoformat(end)
-    microseconds = int((end - begin).total_seconds() * MILLION)
-    return max(0, microseconds)
+    try:
+        begin, end = instant(claimed.enqueued_at), instant(claimed.last_attempted_at)
+        if claimed.run_after is not None:
+            begin = max(begin, instant(claimed.run_after))
+        microseconds = int((end - begin).total_seconds() * MILLION)
+    except (ValueError, TypeError, OverflowError):
+        return 0  # written by hand: no time at all
+    return min(max(0, microseconds), LONGEST_WAIT)
+
+
+def instant(value: Any) -> datetime.datetime:
+    """As the database returned it: text, or the driver's object. Raises ValueError, TypeError."""
+    when: datetime.datetime = (
+        datetime.datetime.fromisoformat(value) if isinstance(value, str) else value
+    )
+    return when
 
 
 def rescued_counts(rescued: Rescued) -> Iterator[tuple[Place, list[int]]]:

@@ -8,25 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Set
 from typing import TYPE_CHECKING, Any
 
-from django.tasks import DEFAULT_TASK_QUEUE_NAME
-from django.tasks.base import Task as DjangoTask
-
-from .engines import CancelRequest, Death, NewTask, NodeInfo, PeriodicState, Rescued
+from .engines import CancelRequest, Death, NodeInfo, Rescued
 from .engines.base import NOTIFY_INTERVAL, Glance
-from .execution import described
-from .ids import dashed
 from .lease import Lease
-from .options import CLEANUP_PATH
 from .periodic import BoundPeriodic
+from .periodic.planner import Planner
 from .queues import QueueSelection
-from .results import missing_task, resolve_task, unchecked
-from .schedule import ScheduleError
 from .signals import is_wanted, rescued_details
 from .tally import Ledger, rescued_counts
 
@@ -35,14 +27,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("dbtasks")
 
-PERIODIC_LOCK = "periodic"
-LOCK_RETRY = 0.25  # seconds until we look again whether another node has done the tick
 # Seconds after a notification at which we look again. It stands for all that its producer inserts
 # in the next NOTIFY_INTERVAL, and a loaded database takes its time to commit that.
 ECHOES = (1.5 * NOTIFY_INTERVAL, 10 * NOTIFY_INTERVAL)
 PROMOTE_BATCH = 1000
 OUTAGE_ECHO = 10.0  # seconds after an outage in which every living node has renewed its lease
 LONGEST_SLEEP = 60.0  # seconds
+EDIT_LOOK = 1.5  # seconds after which a change of the periodic entries is seen, told or not
 # Seconds within which a pause or a cancellation is noticed where no notification tells of it.
 ORDERS_LOOK = 2.0
 # Seconds between two looks for work where nothing tells us of a change and --delay is not given.
@@ -70,7 +61,10 @@ class Hooks:
 
 
 class Timekeeper:
-    """The scheduler of one node."""
+    """The scheduler of one node.
+
+    `periodic`: the entries of the settings; None: no periodic tasks are enqueued here.
+    """
 
     def __init__(
         self,
@@ -81,7 +75,7 @@ class Timekeeper:
         *,
         capacity: int,
         delay: float | None = None,
-        periodic: Iterable[BoundPeriodic] = (),
+        periodic: Iterable[BoundPeriodic] | None = (),
         retention: bool = True,
         lease: Lease | None = None,
     ) -> None:
@@ -96,14 +90,14 @@ class Timekeeper:
         self.watcher = self.engine.watcher()
         told = self.watcher.tells and backend.parsed.notify
         self.delay = delay or (DELAY_WITH_NOTIFICATIONS if told else DELAY_WITHOUT)
-        self.periodic = {entry.name: entry for entry in periodic}
+        self.planner: Planner | None = None
+        if periodic is not None:
+            self.planner = Planner(backend, node, periodic, hooks.foreign, hooks.work)
+            self.delay = min(self.delay, EDIT_LOOK)
         self.retention = retention
         self.draining = False
         self.ledger = Ledger(self.engine)
         self._strays: dict[str, float] = {}  # since when we have seen them, monotonic
-        self._deployed_at: datetime.datetime | None = None
-        self._next: dict[str, datetime.datetime] = {}
-        self._differing: set[str] = set()
         self._changed_at = self._judges_from = float("-inf")
         self._resumed_at = 0.0
         self._well = False
@@ -125,6 +119,9 @@ class Timekeeper:
                 self.heed(self.engine.glance())
             wake = min(self._renew_at, self._orders_at, self.ledger.write_at)
             return max(0.0, wake - time.monotonic())
+        if self.planner and time.monotonic() >= self._periodic_at:
+            self.planner.tick()
+            self._look_at = 0.0  # it also tells when the next is due
         if self.watcher.changed():
             self._changed_at = time.monotonic()
             self.look()
@@ -134,8 +131,6 @@ class Timekeeper:
             self.heed(self.engine.glance())
         if time.monotonic() >= self._promote_at:
             self.promote()
-        if self.periodic and time.monotonic() >= self._periodic_at:
-            self.enqueue_due_occurrences()
         self._well = True
         return self.sleep_time()
 
@@ -146,7 +141,7 @@ class Timekeeper:
     def sleep_time(self) -> float:
         wake = min(self._renew_at, self._look_at, self._promote_at, self._orders_at)
         wake = min(wake, self.ledger.write_at)
-        if self.periodic:
+        if self.planner:
             wake = min(wake, self._periodic_at)
         if self.watcher.interval is not None:
             wake = min(wake, time.monotonic() + self.watcher.interval)
@@ -236,12 +231,14 @@ class Timekeeper:
     # Work
 
     def look(self) -> None:
-        """Asks whether anything is ready, and when the next deferred row is due."""
+        """Asks whether anything is ready, and when the next row or periodic entry is due."""
         self._look_at = self.next_look(time.monotonic())
         seen = self.engine.glance()
         self.heed(seen)
         if seen.due_in is not None:
             self._promote_at = min(self._promote_at, time.monotonic() + max(0.0, seen.due_in))
+        if self.planner:
+            self._periodic_at = self.planner.wake_at(seen)
         if seen.ready and (count := self.engine.ready_count(self.queues, self.capacity)):
             self.hooks.work(count)
 
@@ -280,171 +277,6 @@ class Timekeeper:
         due_in = self.engine.glance().due_in
         wait = LONGEST_SLEEP if due_in is None else max(0.0, due_in)
         self._promote_at = time.monotonic() + min(wait, LONGEST_SLEEP)
-
-    # Periodic tasks
-
-    def enqueue_due_occurrences(self) -> None:
-        """Enqueues what is due, under the advisory lock, and finds the next due time.
-
-        Which occurrences are due, the database's clock and the entry's last due time decide; that
-        another node was faster shows in both. User code (arguments that are callables) runs before
-        the lock is taken.
-        """
-        states, now = self.read_states()
-        wanted = [entry for entry in self.periodic.values() if self.may_be_due(entry, now)]
-        changed = [entry for entry in wanted if self.is_new(entry, states.get(entry.name))]
-        prepared = {
-            (entry.name, due): self.prepare(entry)
-            for entry, due in self.all_due(wanted, states, now)
-        }
-        enqueued = 0
-        if changed or prepared:
-            with self.engine.locked(PERIODIC_LOCK) as got:
-                if not got:
-                    self._periodic_at = time.monotonic() + LOCK_RETRY
-                    return
-                states, _ = self.read_states()
-                for entry in changed:
-                    self.begin(entry, states.get(entry.name))
-                for entry, due in self.all_due(wanted, states, now):
-                    if (entry.name, due) in prepared:
-                        row, error = prepared[entry.name, due]
-                        enqueued += self.enqueue_occurrence(entry, due, row, error)
-        if enqueued:
-            self.hooks.work(enqueued)
-        for entry in wanted:
-            self._next[entry.name] = next_look(entry, now)
-        wait = (min(self._next.values()) - now).total_seconds()
-        self._periodic_at = time.monotonic() + max(0.0, min(wait, LONGEST_SLEEP))
-
-    def read_states(self) -> tuple[dict[str, PeriodicState], datetime.datetime]:
-        return self.engine.periodic_states(), self.engine.now()
-
-    def may_be_due(self, entry: BoundPeriodic, now: datetime.datetime) -> bool:
-        return self._next.get(entry.name, now) <= now
-
-    def is_new(self, entry: BoundPeriodic, state: PeriodicState | None) -> bool:
-        """Whether the entry's schedule is not the stored one and ours is to be stored."""
-        if state is None:
-            return True
-        if state.spec == entry.spec:
-            self._differing.discard(entry.name)
-            return False
-        if state.deployed_at <= self.deployed_at:
-            return True
-        if entry.name not in self._differing:
-            self._differing.add(entry.name)
-            logger.warning(
-                "periodic task %s is scheduled as %r here but as %r by a node that was started "
-                "later; that one's schedule holds",
-                entry.name,
-                entry.spec,
-                state.spec,
-            )
-        return False
-
-    def begin(self, entry: BoundPeriodic, state: PeriodicState | None) -> None:
-        """From now on the entry has our schedule; it runs for no time before."""
-        if self.is_new(entry, state):
-            self.engine.begin_periodic(entry.name, entry.task_path, entry.spec, self.deployed_at)
-
-    def all_due(
-        self,
-        entries: Iterable[BoundPeriodic],
-        states: Mapping[str, PeriodicState],
-        now: datetime.datetime,
-    ) -> list[tuple[BoundPeriodic, datetime.datetime]]:
-        return [
-            (entry, due)
-            for entry in entries
-            for due in self.due_times(entry, states.get(entry.name), now)
-        ]
-
-    def due_times(
-        self, entry: BoundPeriodic, state: PeriodicState | None, now: datetime.datetime
-    ) -> list[datetime.datetime]:
-        if state is None or state.spec != entry.spec:
-            return []
-        return entry.due(state.settled_until, now)
-
-    def enqueue_occurrence(
-        self,
-        entry: BoundPeriodic,
-        due: datetime.datetime,
-        row: NewTask,
-        error: dict[str, str] | None,
-    ) -> bool:
-        """Enqueues one occurrence unless another node has; says whether a worker is wanted."""
-        if not self.engine.enqueue_occurrence(entry.name, due, row, self.node.name, error):
-            return False
-        logger.info(
-            "periodic task %s is enqueued, due %s",
-            entry.name,
-            due.isoformat(),
-            extra={"task_id": dashed(row.id), "task_path": entry.task_path, "queue": row.queue},
-        )
-        return error is None
-
-    @property
-    def deployed_at(self) -> datetime.datetime:
-        """When this node started, in the database's clock."""
-        if self._deployed_at is None:
-            self._deployed_at = self.engine.node_started(self.node.id) or self.engine.now()
-        return self._deployed_at
-
-    def prepare(self, entry: BoundPeriodic) -> tuple[NewTask, dict[str, str] | None]:
-        """A row of the entry. A task or arguments that cannot be had fail this run visibly."""
-        task: DjangoTask | None = None
-        try:
-            with self.hooks.foreign():
-                task = periodic_task(self.backend, entry)
-                args, kwargs = entry.arguments()
-            return self.new_row(entry, task, args, kwargs), None
-        except (Exception, SystemExit) as error:
-            logger.error("periodic task %s cannot run", entry.name, exc_info=error)
-            task = task or stand_in(self.backend, entry)
-            return self.new_row(entry, task, [], {}), described(error)
-
-    def new_row(
-        self, entry: BoundPeriodic, task: DjangoTask, args: list[Any], kwargs: Mapping[str, Any]
-    ) -> NewTask:
-        now = datetime.datetime.now(datetime.UTC)
-        return self.backend.new_row(
-            task, args, kwargs, now, periodic=entry.name, retain=entry.retain
-        )
-
-
-def next_look(entry: BoundPeriodic, now: datetime.datetime) -> datetime.datetime:
-    """When the entry is due next; a schedule that has come to its end is seldom looked at."""
-    try:
-        return entry.next_after(now)
-    except ScheduleError:
-        return now + datetime.timedelta(days=1)
-
-
-def stand_in(backend: DatabaseBackend, entry: BoundPeriodic) -> DjangoTask:
-    """What a FAILED row names as its task where there is none that could be imported."""
-    queue = entry.definition.queue or DEFAULT_TASK_QUEUE_NAME
-    return missing_task(entry.task_path, entry.definition.priority or 0, queue, None, backend.alias)
-
-
-def periodic_task(backend: DatabaseBackend, entry: BoundPeriodic) -> DjangoTask:
-    """The task of an entry with its queue and priority. Raises ImportError or InvalidTask."""
-    task = resolve_task(entry.task_path)
-    queue, priority = entry.definition.queue, entry.definition.priority
-    if entry.task_path == CLEANUP_PATH:
-        # Ours, so it must fit every backend: without a default queue it goes to another one.
-        if queue is None and backend.queues and task.queue_name not in backend.queues:
-            queue = min(backend.queues)
-        return unchecked(
-            task,
-            backend=backend.alias,
-            queue_name=queue or task.queue_name,
-            priority=priority or task.priority,
-        )
-    if queue is None and priority is None:
-        return task
-    return task.using(queue_name=queue, priority=priority)
 
 
 def keep_patient(

@@ -18,6 +18,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import Error as DatabaseError
 from django.utils.module_loading import autodiscover_modules
 
+from dbtasks import metrics
 from dbtasks.backend import DatabaseBackend
 from dbtasks.checks import check_backend, missing_tables
 from dbtasks.queues import QueueSelection, select_queues
@@ -55,6 +56,9 @@ def load(namespace: argparse.Namespace) -> Application:
     backend = database_backend(alias)
     config = resolve(namespace, os.environ, backend.parsed.runner)
     refuse_unusable_queues(backend, config)
+    if config.metrics_port is not None and not metrics.is_available():
+        source = config.sources["metrics_port"]
+        raise ConfigError(f"{source}: {metrics.MISSING.format(what=source)}")
     preload()
     errors = [message for message in check_backend(backend) if message.is_serious()]
     if errors:

@@ -36,12 +36,12 @@ class Cancels:
     def ask(self, message: Message, now: float) -> None:
         """What the scheduler says, again and again until the row does not run any more."""
         for child in self.nursery.workers:
-            if child.identity == message["worker"] and child.board is not None:
+            if child.identity == message["worker"] and child.life is not Life.KILLED:
                 self.ask_worker(child, message, now)
 
     def ask_worker(self, child: Child, message: Message, now: float) -> None:
-        assert child.board is not None
-        if child.life is Life.KILLED:
+        if child.board is None:
+            self.ask_old_worker(child, now + float(message["grace"]))
             return
         view = child.board.read()
         if (view.task_id, view.attempt) != (message["id"], message["attempt"]):
@@ -52,20 +52,26 @@ class Cancels:
             self.asked[child] = Asked(view.started, now + float(message["grace"]))
             child.cancel(view.started)
 
+    def ask_old_worker(self, child: Child, kill_at: float) -> None:
+        """One from before a reload runs its last task. Interrupted, the row goes back and ends."""
+        if child not in self.asked:
+            self.asked[child] = Asked(0.0, kill_at)
+            child.interrupt()
+
     def is_asked(self, child: Child, began: float) -> bool:
         return child in self.asked and self.asked[child].began == began
 
     def look(self, now: float) -> None:
         """Kills the worker of a task that goes on after its grace."""
         for child, asked in list(self.asked.items()):
-            view = child.board.read() if child.board is not None else None
-            if view is None or not view.executing or view.started != asked.began:
+            if child.board is not None:
+                view = child.board.read()
+                if not view.executing or view.started != asked.began:
+                    del self.asked[child]
+                    continue
+            if now >= asked.kill_at:
                 del self.asked[child]
-            elif now >= asked.kill_at:
-                del self.asked[child]
-                logger.warning(
-                    "%s goes on after it was cancelled; ending %s", view.task_path, child.identity
-                )
+                logger.warning("a task goes on after it was cancelled; ending %s", child.identity)
                 child.cancelled = True
                 child.kill("its task was cancelled and did not end in time", counted=False)
 

@@ -29,6 +29,7 @@ class Kind(Enum):
     JANITOR = "janitor"
     RELOADER = "reloader"
     CHECKER = "checker"
+    EXPORTER = "metrics"
 
 
 class Life(Enum):

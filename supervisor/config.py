@@ -48,6 +48,7 @@ class RunConfig:
     reload: bool | None  # None: decided by DEBUG
     pidfile: Path | None
     status_file: Path | None
+    metrics_port: tuple[str, int] | None  # host ("" for all) and port
     check: bool
     healthcheck: bool
     log_format: Literal["text", "json"]

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 LogFormat = Literal["text", "json"]
 
@@ -54,7 +54,10 @@ def configure_logging(log_format: LogFormat, verbosity: int, explicit: bool) -> 
     handler = StderrHandler()
     as_json = JSONFormatter() if log_format == "json" else None
     handler.setFormatter(as_json or TextFormatter(_wants_colour(sys.stderr)))
-    if logging.lastResort is not None:  # warnings of others that nobody else handles
+    if logging.lastResort is not None:
+        # Warnings of others that nobody else handles, Django's of failed tasks for one. Python's
+        # own handler would wait for a full pipe.
+        logging.lastResort = StderrHandler(logging.WARNING)
         logging.lastResort.setFormatter(as_json)
     logger.addHandler(handler)
     logger.setLevel({0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG))
@@ -79,8 +82,17 @@ def reopen_logs() -> int:
     )
 
 
+# What a terminal would obey, and what turns the direction of text: the names in a record can come
+# from whoever writes to the queue.
+_UNSEEN = [*range(32), *range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A)]
+_ESCAPED = {code: ascii(chr(code))[1:-1] for code in _UNSEEN if chr(code) not in "\n\t"}
+
+
 class TextFormatter(logging.Formatter):
-    """``2026-11-23 20:15:03.123 INFO  web1-3 message``, in local time."""
+    """``2026-11-23 20:15:03.123 INFO  web1-3 message``, in local time.
+
+    Further lines of a record are indented, so that none can be taken for another record.
+    """
 
     def __init__(self, colour: bool = False) -> None:
         super().__init__()
@@ -93,7 +105,16 @@ class TextFormatter(logging.Formatter):
         name = "" if record.processName in (None, _UNNAMED) else f"{record.processName} "
         if self._colour and (code := _COLOURS.get(record.levelno)):
             level = f"\x1b[{code}m{level}\x1b[0m"
-        return f"{moment}.{int(record.msecs):03d} {level} {name}{record.message}"
+        message = record.message.translate(_ESCAPED)
+        return f"{moment}.{int(record.msecs):03d} {level} {name}{message}"
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, and below it the traceback."""
+        return super().format(record).replace("\n", "\n  ")
+
+    def formatException(self, ei: Any) -> str:
+        """Return the traceback; the message in it is a task's own."""
+        return super().formatException(ei).translate(_ESCAPED)
 
 
 class JSONFormatter(logging.Formatter):

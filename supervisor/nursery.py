@@ -105,6 +105,13 @@ class Nursery:
         child.jobs = list(jobs)
         return child
 
+    def fork_exporter(self, address: tuple[str, int]) -> Child:
+        from .exporter import run_exporter
+
+        name = f"{self.name}-metrics"
+        main = functools.partial(run_exporter, self.application.backend, address)
+        return self.fork(Kind.EXPORTER, 0, name, main, name, signal.SIGKILL)
+
     def fork_reloader(self) -> Child:
         name = f"{self.name}-reloader"
         return self.fork(Kind.RELOADER, 0, name, run_reloader, name, signal.SIGKILL)

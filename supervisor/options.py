@@ -200,6 +200,14 @@ SETTINGS: tuple[Setting, ...] = (
         metavar="FILE",
     ),
     Setting(
+        "metrics_port",
+        "serve metrics for Prometheus on this port, or HOST:PORT (needs django-dbtasks[metrics])",
+        values.or_off(values.address),
+        flags=("--metrics-port",),
+        shown_default="none",
+        metavar="PORT",
+    ),
+    Setting(
         "check",
         "load everything, run the checks, print what would run, and exit",
         values.boolean,

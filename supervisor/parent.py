@@ -25,6 +25,7 @@ from .cancel import Cancels
 from .channel import Message
 from .child import Child, Kind, Life, Slot, describe_end
 from .errands import Errands
+from .exporter import Exporter
 from .janitor import Rescue
 from .logs import reopen_logs, set_process_name
 from .newborn import EXIT_BOOT, EXIT_CRASHED
@@ -107,6 +108,7 @@ class Supervisor:
             application, self.nursery, self.notifier, pidfile, self.overruns, self.errands
         )
         self.relay = Relay(self.nursery)
+        self.exporter = Exporter(self.nursery, config.metrics_port)
         self.reporter = Reporter(self)
 
     # The loop
@@ -151,6 +153,8 @@ class Supervisor:
             self.looked_at = now
             self.look_after_children(now)
         self.fill_slots(now)
+        if self.phase < Phase.LEAVING:
+            self.exporter.look(now)
         self.errands.start(now, cleanup=self.phase is Phase.RUNNING)
         self.shut_down_further(now)
         self.reporter.report(now)
@@ -308,6 +312,8 @@ class Supervisor:
                 self.bury_worker(child, status)
             case Kind.JANITOR:
                 self.errands.bury(child, crashed)
+            case Kind.EXPORTER:
+                self.exporter.ended(child, crashed and self.phase < Phase.LEAVING)
             case Kind.CHECKER:
                 self.reload.checked(status, self.phase is Phase.RUNNING)
             case Kind.SCHEDULER:
@@ -377,6 +383,7 @@ class Supervisor:
         self.vigil.look(now)
         self.outage.look(now)
         self.relay.pass_on()
+        self.relay.tell_rates(now)
         self.reporter.look_for_trouble()
         self.check_ready()
         self.recycle_one()
@@ -440,7 +447,7 @@ class Supervisor:
         for child in self.nursery:
             if child.kind in (Kind.WORKER, Kind.SCHEDULER, Kind.JANITOR):
                 child.drain()
-            else:
+            elif child.kind is not Kind.EXPORTER:  # which is asked until the end
                 child.kill()
 
     def interrupt(self) -> None:
@@ -486,10 +493,12 @@ class Supervisor:
         if self.errands.pending:
             if now < self.rescue_ends:
                 return
-            logger.error("leaving without rescue: the lease's end will do it")
+            if self.errands.is_busy:
+                logger.error("leaving without rescue: the lease's end will do it")
         self.phase = Phase.LEAVING
         self.phase_ends = now + JANITOR_GRACE
         self.relay.pass_on()
+        self.exporter.dismiss()
         schedulers = self.nursery.of_kind(Kind.SCHEDULER)
         for child in schedulers:
             child.channel.send("leave")

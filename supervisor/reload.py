@@ -150,7 +150,7 @@ class Reload:
         """The children that the next image takes over; their channels survive the exec."""
         taken = []
         for child in self.nursery:
-            if child.kind in (Kind.RELOADER, Kind.CHECKER):
+            if child.kind in (Kind.RELOADER, Kind.CHECKER, Kind.EXPORTER):
                 child.kill()
                 continue
             os.set_inheritable(child.channel.fileno(), True)

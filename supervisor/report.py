@@ -110,6 +110,7 @@ class Reporter:
             "state": self.state(),
             "workers_up": sum(c.life is not Life.STARTING for c in supervisor.nursery.workers),
             "workers_wanted": supervisor.wanted_workers,
+            "unwell_seconds": round(time.monotonic() - supervisor.vigil.healthy_at, 1),
             "scheduler_up": any(c.ready for c in supervisor.nursery.of_kind(Kind.SCHEDULER)),
             "database_down": supervisor.outage.since is not None,
             "children": [

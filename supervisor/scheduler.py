@@ -86,7 +86,7 @@ class SchedulerChild:
             hooks,
             capacity=config.workers,
             delay=config.delay,
-            periodic=backend.parsed.periodic if config.periodic else (),
+            periodic=backend.parsed.periodic if config.periodic else None,
             retention=config.periodic,
             lease=lease,
         )

@@ -5,6 +5,7 @@ others are for people:
 
 * ``state``: ``starting``, ``running``, ``degraded``, ``draining``, ``wedged`` or ``failed``;
 * ``workers_up``: how many workers are ready;
+* ``unwell_seconds``: for how long no worker has stayed alive; without it, ``workers_up`` counts;
 * ``database_down``: true while the database cannot be reached;
 * ``pid`` and ``written`` (Unix time in seconds): filled in by ``write_status``.
 """
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 MAX_AGE = 15.0  # seconds
+PATIENCE = 60.0  # seconds; workers that crash one after the other may be mended by then
 _UNWELL = frozenset({"wedged", "failed"})
 # These states have no ready worker for a good reason, and a restart would not help.
 _EXCUSED = frozenset({"starting", "draining"})
@@ -49,11 +51,15 @@ def write_status(path: str | os.PathLike[str], status: Mapping[str, Any]) -> Non
 
 
 def healthcheck(
-    path: str | os.PathLike[str], max_age: float = MAX_AGE, now: float | None = None
+    path: str | os.PathLike[str],
+    max_age: float = MAX_AGE,
+    now: float | None = None,
+    patience: float = PATIENCE,
 ) -> tuple[bool, str]:
     """Return whether the node that writes ``path`` is well, and why, in one line.
 
-    ``max_age`` is in seconds, ``now`` a Unix time (default: the clock's). Never raises.
+    ``max_age`` and ``patience`` (with workers that do not stay alive) are in seconds, ``now`` is a
+    Unix time (default: the clock's). Never raises.
     """
     try:
         status = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -67,7 +73,7 @@ def healthcheck(
         _malformed(status)
         or _stale(status, max_age, time.time() if now is None else now)
         or _gone(status["pid"])
-        or _unwell(status)
+        or _unwell(status, patience)
     )
     return (False, trouble) if trouble else (True, _summary(status))
 
@@ -82,6 +88,8 @@ def _malformed(status: Mapping[str, Any]) -> str:
         return "not a status file (no time of writing)"
     if not is_number(status.get("workers_up", 0), int):
         return "not a status file (workers_up is no number)"
+    if not is_number(status.get("unwell_seconds", 0), int, float):
+        return "not a status file (unwell_seconds is no number)"
     if not isinstance(status.get("state"), str) or status["state"] not in _STATES:
         return f"not a status file (state {status.get('state')!r})"
     return ""
@@ -110,10 +118,15 @@ def _gone(pid: int) -> str:
     return ""
 
 
-def _unwell(status: Mapping[str, Any]) -> str:
+def _unwell(status: Mapping[str, Any], patience: float) -> str:
     state = status["state"]
     if state in _UNWELL:
         return _summary(status)
+    if "unwell_seconds" in status:
+        unwell = status["unwell_seconds"]
+        if unwell <= patience or state == "draining" or status.get("database_down") is True:
+            return ""
+        return f"{state}, but no worker has stayed alive for {unwell:.0f} s"
     if status.get("workers_up", 0) > 0 or state in _EXCUSED:
         return ""
     if state == "degraded" and status.get("database_down") is True:

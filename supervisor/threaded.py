@@ -18,6 +18,7 @@ from dbtasks.engines.network import CONNECTION_PATIENCE
 from dbtasks.runner import Runner
 
 from .logs import reopen_logs
+from .metrics_server import serve_in_thread
 from .reloader import LOOK as LOOK_AT_CODE
 from .reloader import Changes
 from .status import write_status
@@ -68,6 +69,8 @@ def run_threaded(
             logger.critical("the runner crashed", exc_info=error)
             failures.append(error)
 
+    if config.metrics_port is not None:
+        serve_in_thread(config.metrics_port, application.backend.alias)
     thread = threading.Thread(target=serve, name="dbtasks-runner", daemon=True)
     thread.start()
     if inbox is not None:

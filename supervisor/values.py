@@ -131,6 +131,18 @@ def patterns_or_none(value: object) -> tuple[str, ...]:
     return () if value in ("", (), []) else patterns(value)
 
 
+def address(value: object) -> tuple[str, int]:
+    """A port, on all addresses of the host; or HOST:PORT, with an IPv6 host in brackets."""
+    host, colon, port = str(value).strip().rpartition(":")
+    number = _whole(port)
+    plain = host.removeprefix("[").removesuffix("]")
+    if number is None or not 1 <= number <= 65535 or (colon and not plain):
+        raise ValueError("a port from 1 to 65535, or HOST:PORT")
+    if ":" in plain and plain == host:
+        raise ValueError("brackets around an IPv6 address, as in [::1]:9180")
+    return plain, number
+
+
 def path(value: object) -> Path:
     """A file's path, made absolute now, because the project may change the directory later."""
     if isinstance(value, str | os.PathLike) and str(value).strip():

@@ -63,7 +63,10 @@ class Vigil:
             self.look_at_memory(child)
             if child.deadline is None:
                 self.enforce_limit(child, now)  # its message about the limit may have been lost
-        if any(child.ready and child.age >= HEALTHY_AGE for child in workers):
+        if any(
+            child.ready and child.age >= HEALTHY_AGE and child.stopped_since is None
+            for child in workers
+        ):
             self.healthy_at = now
 
     def look_for_stuck(self, child: Child, now: float) -> None:

@@ -71,6 +71,8 @@ def chromium(width: int = 1280, height: int = 900) -> Iterator[Any]:
         "--no-sandbox",
         "--disable-dev-shm-usage",
         "--disable-gpu",
+        "--disable-breakpad",
+        "--disable-crash-reporter",
         "--disable-background-networking",
         "--no-first-run",
         "--hide-scrollbars",

@@ -161,11 +161,13 @@ def test_workers_are_shown_with_what_they_do(engine: Engine, root: Client) -> No
         "failed": 5,
         "restarts": 2,
         "memory": 64_000_000,
+        "cpu_seconds": 30.0,
+        "up_seconds": 120.0,
     }
     Worker.objects.create(node_id=ME.node, last_seen=engine.now(), **row)
     page = root.get(DASHBOARD)
     text = text_of(page)
-    for part in ("node-1-1-x", "Busy", "charge", "75 s", "64 MB", "1,234"):
+    for part in ("node-1-1-x", "Busy", "charge", "75 s", "64 MB", "25 %", "1,234"):
         assert part in text, part
     assert f"{LIST}{task}/change/" in page.content.decode()
 

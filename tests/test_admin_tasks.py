@@ -328,6 +328,22 @@ def test_all_that_a_filter_finds(engine: Engine, root: Client) -> None:
     assert {stored(id).status for id in ids} == {"READY"}
 
 
+def test_all_means_the_pages_before_this_one_too(engine: Engine, root: Client) -> None:
+    ids = put(engine, *(new_task() for _ in range(3)))
+    page = root.post(
+        f"{LIST}operate/delete/", {"all": "1", "query": f"state=ready&offset=2&before={ids[0]}"}
+    )
+    assert page.context["total"] == 3
+
+
+def test_the_history_of_a_task_has_what_was_done(engine: Engine, root: Client) -> None:
+    id = failed(engine)
+    confirm(root, "retry", id)
+    history = root.get(f"{LIST}{uuid.UUID(id)}/history/")
+    assert history.status_code == 200
+    assert "Retry." in text_of(history)
+
+
 def test_the_group_of_a_dashboard_is_asked_about(engine: Engine, root: Client) -> None:
     failed(engine, error="a.B")
     page = root.get(f"{LIST}operate/retry/", {"all": "1", "query": f"task={DOES}&error=a.B"})

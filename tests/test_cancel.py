@@ -117,6 +117,19 @@ def test_a_task_can_be_cancelled_while_its_node_drains(db: None, tmp_path: Path)
         assert_cancelled_without_node(result)
 
 
+def test_a_task_can_be_cancelled_in_a_worker_from_before_a_reload(db: None, tmp_path: Path) -> None:
+    import signal
+
+    with Node(workers=1) as node:
+        result = begun(tasks.wait_for_file_after, tmp_path, str(tmp_path / "gate"))
+        node.signal(signal.SIGHUP)
+        node.wait_log("from before the reload", 60)
+        node.wait_log(f"{node.name} ready", 60, times=2)
+        operations.cancel([result.id], 60)
+        assert_cancelled(result)
+        finished(tasks.noop.enqueue(), SOON)
+
+
 def assert_cancelled_without_node(result: TaskResult) -> None:
     finished(result)
     assert row_of(result).errors[-1]["exception_class_path"] == CANCELLED

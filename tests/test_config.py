@@ -59,6 +59,7 @@ def test_the_defaults() -> None:
         reload=None,
         pidfile=None,
         status_file=None,
+        metrics_port=None,
         check=False,
         healthcheck=False,
         log_format="text",

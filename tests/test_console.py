@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 import uuid
 
 import pytest
@@ -209,6 +212,30 @@ def test_a_database_that_cannot_be_asked_is_no_traceback(engine, monkeypatch, er
     said = dbtasks("list")
     assert (said.code, said.out) == (1, "")
     assert told in said.err
+
+
+def started(*arguments: str, stdout: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "django", "dbtasks", *arguments]
+    return subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_real_pipe_that_nobody_reads_is_silent(engine):
+    put(engine, new_task())
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = started("list", stdout=writer)
+    os.close(writer)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+
+
+def test_a_full_disk_is_told_in_one_line(engine):
+    put(engine, new_task())
+    with open("/dev/full", "w") as full:
+        process = started("list", stdout=full.fileno())
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.count("\n")) == (1, 1)
+    assert "cannot write" in err
 
 
 # Output
@@ -420,3 +447,104 @@ def test_nodes_shows_each_worker(engine):
     (shown,) = dbtasks("nodes", "--json").json
     assert (shown["workers"][0]["memory"], shown["busy"]) == (5 << 20, 1)
     assert "5M" in dbtasks("nodes", terminal=True).out
+
+
+# status --watch
+
+
+def watched(screens: int, terminal: Terminal, *between) -> str:
+    """What --watch wrote in so many screens; `between`: what happens after each."""
+    from dbtasks.console import watch
+
+    acts = iter(between)
+    left = screens
+
+    def rest() -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            raise KeyboardInterrupt
+        next(acts, lambda: None)()
+
+    watch.watch("default", Output(terminal, io.StringIO()), rest)
+    return terminal.getvalue()
+
+
+def without_rich(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "rich.live", None)
+
+
+def test_watch_without_rich_is_plain_text(engine, monkeypatch):
+    without_rich(monkeypatch)
+    engine.renew_lease(node())
+    engine.save_workers(node().id, [worker_fields("w-1", task_path="a.b\x1b[2J")])
+    put(engine, new_task("email"))
+    shown = watched(2, Terminal())
+    assert shown.count("\x1b[H\x1b[2J") == 2
+    assert "1 ready" in shown
+    assert "a.b\\x1b[2J" in shown
+
+
+def test_watch_with_rich_shows_the_same(engine, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("LINES", "60")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    engine.renew_lease(node())
+    engine.save_workers(node().id, [worker_fields("w-1", task_path="[bold]a.b\x1b]0;x\x07")])
+    engine.pause("queue", "email", "[red]ada", "")
+    put(engine, new_task("email"))
+    shown = watched(2, Terminal())
+    for told in ("1 ready", "[bold]a.b\\x1b]0;x\\x07", "[red]ada", "node-1's name", "email"):
+        assert told in shown
+
+
+def test_watch_goes_on_while_the_database_is_away(engine, monkeypatch):
+    from dbtasks.console import watch
+
+    without_rich(monkeypatch)
+    engine.renew_lease(node())
+    real = watch.report
+
+    def away() -> None:
+        def report(backend):
+            raise OperationalError("connection refused")
+
+        monkeypatch.setattr(watch, "report", report)
+
+    def back() -> None:
+        monkeypatch.setattr(watch, "report", real)
+
+    _, one, two, three = watched(3, Terminal(), away, back).split("\x1b[H\x1b[2J")
+    assert "NO ANSWER" not in one
+    assert "NO ANSWER, last seen" in two
+    assert "connection refused" in two
+    assert "All is well." in two
+    assert "NO ANSWER" not in three
+
+
+@pytest.mark.parametrize(
+    ("arguments", "terminal"),
+    [(("--watch",), False), (("--watch", "--json"), True), (("--watch", "--interval", "0"), True)],
+)
+def test_watch_says_what_it_needs(engine, arguments, terminal):
+    said = dbtasks("status", *arguments, terminal=terminal)
+    assert said.code == 2
+    assert "--watch" in said.err or "--interval" in said.err
+
+
+def test_status_tells_the_rates_of_the_last_minutes(engine):
+    from dbtasks.console.status import report
+    from dbtasks.models import Statistic
+
+    minute = int(engine.now().timestamp()) // 60 - 1
+    Statistic.objects.create(
+        backend="default",
+        minute=minute,
+        queue="email",
+        task_path="a.b",
+        succeeded=20,
+        failed=5,
+    )
+    rate = report("default").rates["email"]
+    assert (rate.per_minute, rate.failed) == (5.0, 5)
+    assert "email" in [queue["queue"] for queue in dbtasks("status", "--json").json["queues"]]

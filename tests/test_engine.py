@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -24,10 +25,20 @@ from django.db import (
 )
 from django.test import override_settings
 
-from dbtasks.engines import Claimed, Death, Engine, NewTask, Rescued, get_engine
+from dbtasks.engines import (
+    Claimed,
+    Death,
+    Engine,
+    NewOccurrence,
+    NewTask,
+    PeriodicRow,
+    Rescued,
+    Settled,
+    get_engine,
+)
 from dbtasks.engines.portable import batches
 from dbtasks.fields import as_utc, dump_json
-from dbtasks.models import Node, Occurrence, PeriodicTask, ScheduledTask, Worker
+from dbtasks.models import Node, Occurrence, ScheduledTask, Worker
 from dbtasks.policy import Policy
 from dbtasks.queues import QueueSelection, select_queues
 from tests.engines import (
@@ -272,7 +283,7 @@ def test_the_rows_of_another_backend_are_left_alone(engine):
     assert engine.claim(ME, EVERYTHING, 10) == []
     assert engine.claim(ME, select_queues(["default"]), 10) == []
     assert (engine.promote_due(), engine.prune(), engine.expired_exist()) == (0, 0, False)
-    assert engine.glance() == (False, None, 0, 0)
+    assert engine.glance()[:4] == (False, None, 0, 0)
     assert engine.ready_count(EVERYTHING, 9) == 0
     assert other.prune() == 1
     assert not ScheduledTask.objects.filter(pk=kept).exists()
@@ -630,7 +641,7 @@ def test_only_due_rows_are_promoted_and_the_longest_due_first(engine):
 
 
 def test_a_glance_tells_of_ready_rows_and_of_the_next_due_one(engine):
-    assert engine.glance() == (False, None, 0, 0)
+    assert engine.glance()[:4] == (False, None, 0, 0)
     put(engine, new_task(due_in=3600), new_task(due_in=7200))
     ready, due_in, *_ = engine.glance()
     assert not ready
@@ -790,52 +801,111 @@ def test_locks_are_of_one_name_and_one_backend(engine, database):
         assert elsewhere(lambda: lock_is_free(get_engine("default", "other")))
 
 
-def begin(engine: Engine, name: str = "nightly", spec: str = "0 3 * * *") -> None:
-    with engine.locked("periodic"):
-        engine.begin_periodic(name, "tests.app.tasks.noop", spec, engine.now())
+def begin(engine: Engine, name: str = "nightly", **changes: Any) -> None:
+    engine.save_entry(periodic_row(name, engine.now())._replace(**changes))
+
+
+def periodic_row(name: str, since: datetime.datetime) -> PeriodicRow:
+    said = {"origin": "database", "spec": "0 3 * * * UTC", "schedule": "0 3 * * *"}
+    policy = {"timezone": "UTC", "catch_up": "all", "catch_up_window": 60.0, "overlap": "skip"}
+    row: dict[str, Any] = {**dict.fromkeys(PeriodicRow._fields), **said, **policy}
+    row |= {"name": name, "task_path": "tests.app.tasks.noop", "args": "[1]", "kwargs": "{}"}
+    row |= {"since": since, "deployed_at": since, "fingerprint": "f", "last_node": "", "id": 0}
+    return PeriodicRow(**row | {"paused": False, "retired": False, "edition": 0})
 
 
 def enqueue(engine: Engine, due: datetime.datetime, row: NewTask, error=None) -> bool:
     with engine.locked("periodic") as got:
-        return got and engine.enqueue_occurrence("nightly", due, row, "a node", error)
+        occurrence = NewOccurrence("nightly", due, row, error)
+        return got and bool(engine.enqueue_occurrences([occurrence], "a node"))
 
 
-def test_a_periodic_entry_is_begun_and_then_edited(engine):
+def test_a_periodic_entry_is_saved_and_then_edited(engine):
     begin(engine)
     begin(engine, "Nightly")
-    state = engine.periodic_states()["nightly"]
-    assert (state.spec, state.last_due, state.settled_until) == ("0 3 * * *", None, state.since)
-    assert abs(state.since - engine.now()) < datetime.timedelta(seconds=30)
-    shift(PeriodicTask, "since", days=-9)
-    begin(engine, spec="@hourly")
-    edited = engine.periodic_states()["nightly"]
-    assert edited.spec == "@hourly"
-    assert edited.since >= state.since
-    assert PeriodicTask.objects.count() == 2
-    assert get_engine("default", "other").periodic_states() == {}
+    row = engine.periodic_entry("nightly")
+    assert row == periodic_row("nightly", row.since)._replace(id=row.id)
+    assert abs(row.since - engine.now()) < datetime.timedelta(seconds=30)
+    begin(engine, spec="every 1h", paused=True, next_due=row.since, retain=1.5, priority=-3)
+    edited = engine.periodic_entry("nightly")
+    assert (edited.spec, edited.paused, edited.next_due) == ("every 1h", True, row.since)
+    assert (edited.retain, edited.priority, edited.edition) == (1.5, -3, 1)
+    assert [each.name for each in engine.periodic_entries()] == ["Nightly", "nightly"]
+    assert get_engine("default", "other").periodic_entries() == []
+    engine.forget_entry("nightly")
+    assert engine.periodic_entry("nightly") is None
+    assert engine.periodic_entry("Nightly") is not None
+
+
+def test_what_is_due_comes_with_the_clock_and_the_oldest_first(engine):
+    now = engine.now()
+    assert engine.periodic_due() == (None, [])
+    assert engine.periodic_ahead_in() is None
+    for name, due in [("b", now - HOUR), ("a", now - 2 * HOUR), ("c", now + HOUR), ("d", None)]:
+        begin(engine, name, next_due=due)
+    clock, rows = engine.periodic_due()
+    assert abs(clock - now) < HOUR / 60
+    assert [row.name for row in rows] == ["a", "b"]
+    assert -7300 < engine.glance().periodic_in <= -7200
+    assert 3500 < engine.periodic_ahead_in() <= 3600
+    with engine.locked("periodic"):
+        still = engine.periodic_still_due(now)
+    assert still == {row.id: (0, row.next_due, None) for row in rows}
+
+
+def test_entries_are_settled_together(engine):
+    now, task = engine.now(), new_task().id
+    for name in "abc":
+        begin(engine, name, next_due=now)
+    a, b, c = engine.periodic_entries()
+    first = [
+        Settled(a.id, now + HOUR, now, task),
+        Settled(b.id, None, now, None),
+        Settled(c.id, now + 2 * HOUR, None, None),
+    ]
+    engine.move_entries(first, "me")
+    engine.move_entries([Settled(a.id, now + 2 * HOUR, None, None)], "you")
+    engine.move_entries([], "nobody")
+    a, b, c = engine.periodic_entries()
+    assert (a.next_due, a.last_due, a.last_task, a.last_node) == (now + 2 * HOUR, now, task, "me")
+    assert (b.next_due, b.last_due, b.last_task, b.last_node) == (None, now, None, "")
+    assert (c.next_due, c.last_due, c.last_task) == (now + 2 * HOUR, None, None)
 
 
 def test_an_occurrence_is_enqueued_exactly_once(engine):
-    begin(engine)
     due = datetime.datetime(2030, 1, 1, 3, tzinfo=UTC)
     assert enqueue(engine, due, new_task(periodic="nightly"))
     assert not elsewhere(lambda: enqueue(engine, due, new_task(periodic="nightly")))
     assert enqueue(engine, due + HOUR, new_task(periodic="nightly"))
-    assert engine.periodic_states()["nightly"].last_due == due + HOUR
     assert (ScheduledTask.objects.count(), Occurrence.objects.count()) == (2, 2)
     assert claim_one(engine).periodic == "nightly"
 
 
-def test_an_occurrence_that_exists_does_not_set_the_entry_back(engine):
-    begin(engine)
+def test_of_many_occurrences_only_the_new_ones_are_enqueued(engine):
     due = datetime.datetime(2030, 1, 1, 3, tzinfo=UTC)
-    for moment in (due, due + HOUR, due):
-        enqueue(engine, moment, new_task())
-    assert engine.periodic_states()["nightly"].last_due == due + HOUR
+    many = [NewOccurrence("nightly", due + n * HOUR, new_task()) for n in range(1200)]
+    with engine.locked("periodic"):
+        assert engine.enqueue_occurrences(many[7:9], "a node") == many[7:9]
+        again = [each._replace(row=new_task()) for each in many]
+        assert engine.enqueue_occurrences(again, "a node") == again[:7] + again[9:]
+        assert engine.enqueue_occurrences([], "a node") == []
+    assert ScheduledTask.objects.count() == Occurrence.objects.count() == 1200
+
+
+def test_a_skipped_occurrence_has_no_task_of_its_own(engine):
+    (blocking,) = put(engine, new_task())
+    skipped = NewOccurrence(
+        "nightly", engine.now(), new_task(), skipped="it runs", blocked_by=blocking
+    )
+    with engine.locked("periodic"):
+        assert engine.enqueue_occurrences([skipped], "a node") == [skipped]
+    assert ScheduledTask.objects.count() == 1
+    occurrence = Occurrence.objects.get()
+    assert (occurrence.task_id.hex, occurrence.skipped) == (blocking, "it runs")
+    assert engine.task_statuses([blocking, skipped.row.id]) == {blocking: "READY"}
 
 
 def test_an_occurrence_that_cannot_run_is_a_failed_row(engine):
-    begin(engine)
     error = {"exception_class_path": "ValueError", "traceback": "no arguments"}
     row = new_task(policy=Policy(retain=60.0).to_text())
     assert enqueue(engine, engine.now(), row, error)
@@ -847,21 +917,37 @@ def test_an_occurrence_that_cannot_run_is_a_failed_row(engine):
 
 
 def test_an_occurrence_vanishes_with_its_transaction(engine):
-    begin(engine)
+    begin(engine, next_due=engine.now())
+    row = engine.periodic_entry("nightly")
     with contextlib.suppress(Failure), engine.locked("periodic"):
-        engine.enqueue_occurrence("nightly", engine.now(), new_task(), "a node")
+        engine.enqueue_occurrences([NewOccurrence("nightly", row.next_due, new_task())], "a node")
+        engine.move_entries([Settled(row.id, None, row.next_due, None)], "a node")
         raise Failure
     assert not Occurrence.objects.exists()
     assert not ScheduledTask.objects.exists()
-    assert engine.periodic_states()["nightly"].last_due is None
+    assert engine.periodic_entry("nightly") == row
 
 
 def test_old_occurrences_are_deleted(engine):
-    begin(engine)
     for days in (1, 40, 90):
         enqueue(engine, engine.now() - datetime.timedelta(days=days), new_task())
     assert engine.prune_occurrences(30) == 2
     assert Occurrence.objects.count() == 1
+
+
+def test_deployments_are_known_with_the_nodes_that_run_them(engine):
+    assert engine.deployments("a") == ({}, None, {}, {})
+    engine.renew_lease(node("one"))
+    engine.renew_lease(node("two", lease=-1.0))
+    engine.see_deployment("a", "one")
+    engine.see_deployment("b", "two")
+    engine.hold_deployment("b")
+    found = engine.deployments("a")
+    assert (set(found.known), found.holds) == ({"a", "b"}, "b")
+    assert (found.nodes, found.names) == ({"one": "a"}, {"one": "one's name"})
+    engine.hold_deployment("a")
+    assert engine.deployments("a").holds == "a"
+    assert set(engine.deployments("c").known) == {"a"}
 
 
 # The watcher
@@ -1148,9 +1234,13 @@ def test_times_mean_the_same_under_every_setting(engine, use_tz, database_zone, 
         engine.renew_lease(node())
         assert engine.dead_nodes() == []
         assert abs(engine.now() - datetime.datetime.now(UTC)) < datetime.timedelta(seconds=60)
-        begin(engine)
-        enqueue(engine, instant, new_task())
-        assert engine.periodic_states()["nightly"].last_due == instant
+        begin(engine, next_due=instant)
+        row = engine.periodic_entry("nightly")
+        assert row.next_due == instant
+        engine.move_entries([Settled(row.id, instant + HOUR, instant, None)], "me")
+        settled = engine.periodic_entry("nightly")
+        assert (settled.next_due, settled.last_due) == (instant + HOUR, instant)
+        assert enqueue(engine, instant, new_task())
     assert stored(id).run_after == instant
 
 

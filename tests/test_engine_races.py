@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from django.db import OperationalError, connections, transaction
 
-from dbtasks.engines import Claimed, Death, Engine
+from dbtasks.engines import Claimed, Death, Engine, NewOccurrence
 from dbtasks.models import Cancellation, Occurrence, ScheduledTask
 from dbtasks.queues import QueueSelection, select_queues
 from tests.engines import (
@@ -190,12 +191,16 @@ def test_batches_over_the_same_rows_do_not_deadlock(engine: Engine, duel: Duel) 
         ScheduledTask.objects.all().delete()
 
 
+def occurrence(due: datetime.datetime) -> NewOccurrence:
+    return NewOccurrence("nightly", due, new_task())
+
+
 def test_an_occurrence_that_two_nodes_enqueue_exists_once(engine: Engine, duel: Duel) -> None:
     due = engine.now()
 
     def enqueue() -> bool:
         with engine.locked("periodic") as got:
-            return got and engine.enqueue_occurrence("nightly", due, new_task(), "node")
+            return got and bool(engine.enqueue_occurrences([occurrence(due)], "node"))
 
     for _ in range(ROUNDS):
         wins = duel.fight(enqueue, enqueue)
@@ -212,7 +217,7 @@ def test_an_occurrence_exists_once_even_without_the_lock(engine: Engine, duel: D
     def enqueue() -> bool:
         try:
             with transaction.atomic():
-                return engine.enqueue_occurrence("nightly", due, new_task(), "node")
+                return bool(engine.enqueue_occurrences([occurrence(due)], "node"))
         except OperationalError:  # InnoDB calls it a deadlock; a scheduler's next tick tries again
             return enqueue()
 

@@ -214,7 +214,7 @@ class TestEndings:
             ("tests.app.broken.task", "RuntimeError: this module cannot be imported"),
             ("tests.test_execution.no_task", "is a builtin_function_or_method, not a task"),
             ("os.getcwd", "not a task"),
-            ("", "doesn't look like a module path"),
+            ("", "is not the dotted path of a task"),
         ],
     )
     def test_a_path_that_is_no_task_fails_and_is_never_called(self, path: str, told: str) -> None:

@@ -151,8 +151,27 @@ def test_a_process_without_a_name_shows_none() -> None:
 def test_a_traceback_follows_the_line() -> None:
     first, *rest = TextFormatter().format(with_exception(a_record("failed"))).splitlines()
     assert first.endswith("failed")
-    assert rest[0] == "Traceback (most recent call last):"
-    assert rest[-1] == "ValueError: why"
+    assert rest[0] == "  Traceback (most recent call last):"
+    assert rest[-1] == "  ValueError: why"
+
+
+def test_no_name_can_pass_for_another_record_or_command_the_terminal() -> None:
+    forged = "gone\n2026-11-25 00:00:00.000 INFO  all is well\r\x1b[2J\u202e\x9b\u2028"
+    lines = TextFormatter(colour=True).format(a_record(forged)).splitlines()
+    assert lines[1] == ("  2026-11-25 00:00:00.000 INFO  all is well\\r\\x1b[2J\\u202e\\x9b\\u2028")
+    assert len(lines) == 2
+    assert len(JSONFormatter().format(a_record(forged)).splitlines()) == 1
+
+
+def test_nor_can_an_exception() -> None:
+    try:
+        raise ValueError("no\n2026-11-25 00:00:00.000 INFO  all is well\x1b[2J")
+    except ValueError:
+        record = a_record("failed")
+        record.exc_info = sys.exc_info()
+    _, *rest = TextFormatter().format(record).splitlines()
+    assert all(line.startswith("  ") for line in rest)
+    assert "\x1b" not in "".join(rest)
 
 
 @pytest.mark.usefixtures("process_name")

@@ -44,6 +44,7 @@ def problems_of(options: object) -> list[Problem]:
         ("prefetch", "auto", None),
         ("prefetch", 8, 8),
         ("catch_up", "all", "all"),
+        ("catch_up_window", "2d", datetime.timedelta(days=2)),
         ("retry_for", ValueError, (ValueError,)),
         ("retry_for", ["builtins.OSError", KeyError], ("builtins.OSError", KeyError)),
     ],
@@ -133,7 +134,15 @@ def test_an_exception_that_cannot_be_had_is_refused_by_its_key(path: str, told: 
 
 def test_every_key_is_covered_here() -> None:
     tested = {"immediate", "signals", "notify", "database", "heartbeat", "worker_timeout"}
-    tested |= {"prefetch", "catch_up", "retry_for", "max_attempts", "backoff", "timeout"}
+    tested |= {
+        "prefetch",
+        "catch_up",
+        "catch_up_window",
+        "retry_for",
+        "max_attempts",
+        "backoff",
+        "timeout",
+    }
     tested |= {"max_crashes", "retain", "retain_failed", "ack", "periodic"}
     assert tested | set(RUNNER_KEYS) == KNOWN_KEYS
 

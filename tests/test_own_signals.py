@@ -164,6 +164,8 @@ def test_receivers_that_misbehave_stop_nobody(
         (tmp_path / "never").touch()
         assert finished(deadly, DEADLINE).status is TaskResultStatus.SUCCESSFUL
         finished(tasks.noop.enqueue(), DEADLINE)
+        node.signal(signal.SIGTERM)
+        assert node.wait_exit(DEADLINE) == 0
 
 
 def is_busy(result: Any, pid: int) -> bool:

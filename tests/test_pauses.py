@@ -122,6 +122,35 @@ def test_prefetched_rows_go_back_when_a_pause_comes(engine: Engine, names: Any) 
     assert all(stored(id).worker_ids in ([], [ME.worker]) for id in ids)
 
 
+@pytest.mark.parametrize("names", [{"queue": "default"}, {"task": NOOP}])
+def test_a_pause_that_came_before_the_rows_is_heeded_by_a_claim_that_began_before_it(
+    engine: Engine, names: Any
+) -> None:
+    control = Looks()
+    worker = consumer(control)
+    worker.finish_and_claim()
+    claim = worker.engine.finish_and_claim
+
+    def late_claim(*arguments: Any) -> Any:
+        operations.pause(**names)
+        worker.lease.pauses = engine.glance().pauses  # type: ignore[union-attr]
+        put(engine, new_task())
+        worker.engine = engine
+        return claim(*arguments)
+
+    class Late:
+        finish_and_claim = staticmethod(late_claim)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(engine, name)
+
+    worker.engine = Late()  # type: ignore[assignment]
+    worker.run()
+    assert control.began_paths == []
+    counts = engine.counts()
+    assert (counts.ready + counts.paused, counts.running) == (1, 0)
+
+
 def test_without_a_pause_a_claim_asks_for_none(engine: Engine) -> None:
     worker = consumer(Looks())
     worker.finish_and_claim()

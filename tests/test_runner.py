@@ -254,7 +254,7 @@ class TestPeriodic:
     def test_no_entry_runs_without_init_periodic(self) -> None:
         entries = {"tests.app.tasks.noop": "1s"}
         with configured(periodic=entries), running(workers=1, init_periodic=False) as runner:
-            assert runner.keeper.periodic == {}
+            assert runner.keeper.planner is None
 
 
 class TestWork:

@@ -90,7 +90,7 @@ def selected(request: HttpRequest, backend: DatabaseBackend) -> list[uuid.UUID]:
     """The ids that were ticked, or all that the list's filter finds. Raises BadRequest."""
     data = request.POST if request.method == "POST" else request.GET
     if data.get("all"):
-        look = look_of(QueryDict(data.get("query", "")))
+        look = look_of(QueryDict(query_of(request)).dict())  # from the list's first page on
         return looks(backend).find(look, MOST).ids
     texts = [*data.getlist("id"), *filter(None, data.get("ids", "").split(","))]
     if len(texts) > MOST:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping
 
-from django.utils import timezone
-
 from ..engines.looks import CAP, NOW, STATES, Look
 from ..ids import parse_id
 
@@ -42,7 +40,9 @@ def look_of(query: Mapping[str, str]) -> Look:
         text=asked["text"],
         worker=asked["worker"],
         error=error,
-        since=timezone.now() - within[1] if within and state not in NOW else None,
+        since=datetime.datetime.now(datetime.UTC) - within[1]
+        if within and state not in NOW
+        else None,
         before=parse_id(query.get("before", "")),
         offset=offset_of(query.get("offset", "")),
     )

@@ -1,68 +1,101 @@
-"""`status`: nodes, workers, queues and what is wrong, on one screen."""
+"""`status`: nodes, workers, queues, rates and what is wrong, on one screen."""
 
 from __future__ import annotations
 
 import argparse
 import datetime
-from typing import Any
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+from .. import statistics
 from ..fields import as_utc
 from ..troubles import Situation, Trouble, judge, look
 from .output import Output
 
-HELP = "Shows nodes, workers, queues and what is wrong; exit code 1 if something is."
+HELP = "Shows nodes, workers, queues, rates and what is wrong; exit code 1 if something is."
 NODE_COLUMNS = ("node", "host", "pid", "kind", "state", "workers", "busy", "seen")
-QUEUE_COLUMNS = ("queue", "ready", "waits", "paused")
+WORKER_COLUMNS = ("worker", "state", "task", "for", "done", "failed", "restarts")
+QUEUE_COLUMNS = ("queue", "ready", "waits", "paused", "per minute", "failed", "p50", "p95")
+COUNTS = ("ready", "running", "deferred", "paused")
+RATES_OVER = 5  # minutes
+SHORTEST_INTERVAL = 0.5  # seconds
+
+
+class Rate(NamedTuple):
+    """Of one queue, over the last minutes; the run times in seconds, None without any."""
+
+    per_minute: float
+    failed: int
+    p50: float | None
+    p95: float | None
+
+
+class Report(NamedTuple):
+    """All that is shown. `rates` by queue."""
+
+    seen: Situation
+    troubles: list[Trouble]
+    rates: dict[str, Rate]
+
+
+class Section(NamedTuple):
+    columns: tuple[str, ...]
+    rows: Sequence[Sequence[Any]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    pass
+    parser.add_argument("--watch", action="store_true", help="show it again and again (Ctrl-C)")
+    parser.add_argument(
+        "--interval", type=float, default=2.0, metavar="SECONDS", help="of --watch (default: 2)"
+    )
 
 
 def run(options: argparse.Namespace, out: Output) -> int:
-    seen = look(options.backend)
-    found = judge(seen)
+    if options.watch:
+        return run_watch(options, out)
+    found = report(options.backend)
     if out.as_json:
-        out.document(document(seen, found))
+        out.document(document(found))
+    elif out.is_terminal:
+        for line in lines(found):
+            out.line(line)
     else:
-        tell(seen, found, out)
-    return 1 if found else 0
+        tell_pipe(found, out)
+    return 1 if found.troubles else 0
 
 
-def tell(seen: Situation, found: list[Trouble], out: Output) -> None:
-    if not out.is_terminal:
-        tell_pipe(seen, found, out)
-        return
-    counts = seen.counts
-    out.line(
-        f"{counts.ready} ready, {counts.running} running, {counts.deferred} deferred, "
-        f"{counts.paused} paused"
-    )
-    for columns, rows in (
-        (NODE_COLUMNS, node_rows(seen)),
-        (QUEUE_COLUMNS, queue_rows(seen)),
-    ):
-        if rows:
-            out.line()
-            out.rows(columns, rows)
-    out.line()
-    for trouble in found:
-        out.line(f"{trouble.severity}: {trouble.what}")
-        out.line(f"  {trouble.advice}")
-    if not found:
-        out.line("All is well.")
+def run_watch(options: argparse.Namespace, out: Output) -> int:
+    from .watch import watch
+
+    if options.interval < SHORTEST_INTERVAL:
+        raise ValueError(f"--interval must be at least {SHORTEST_INTERVAL:g} seconds")
+    if out.as_json or not out.is_terminal:
+        raise ValueError("--watch needs a terminal; without it, status prints once")
+    watch(options.backend, out, lambda: time.sleep(options.interval))
+    return 0
 
 
-def tell_pipe(seen: Situation, found: list[Trouble], out: Output) -> None:
-    """A line per fact; the first column says of what."""
-    for name in ("ready", "running", "deferred", "paused"):
-        out.tabbed("count", name, getattr(seen.counts, name))
-    for row in node_rows(seen):
-        out.tabbed("node", *row)
-    for queue in queue_rows(seen):
-        out.tabbed("queue", *queue)
-    for trouble in found:
-        out.tabbed("trouble", *trouble)
+# What is shown
+
+
+def report(backend: str) -> Report:
+    seen = look(backend)
+    return Report(seen, judge(seen), rates(backend, seen.now))
+
+
+def rates(backend: str, now: datetime.datetime) -> dict[str, Rate]:
+    """By queue. The minute that runs counts as well, so a busy queue shows at once."""
+    since = now - datetime.timedelta(minutes=RATES_OVER)
+    by_queue: dict[str, list[statistics.Minute]] = {}
+    for minute in statistics.minutes(backend, since):
+        by_queue.setdefault(minute.queue, []).append(minute)
+    found = {}
+    for queue, minutes in by_queue.items():
+        total = statistics.combined(minutes)
+        per_minute = total.finished / RATES_OVER
+        found[queue] = Rate(per_minute, total.failed, total.p(0.5), total.p(0.95))
+    return found
 
 
 def node_rows(seen: Situation) -> list[tuple[Any, ...]]:
@@ -85,23 +118,95 @@ def node_rows(seen: Situation) -> list[tuple[Any, ...]]:
     return rows
 
 
-def queue_rows(seen: Situation) -> list[tuple[str, int, datetime.timedelta | None, bool]]:
-    paused = {pause.name for pause in seen.pauses if pause.kind == "queue"}
-    rows: list[tuple[str, int, datetime.timedelta | None, bool]] = [
-        (queue.name, queue.ready, seen.now - queue.since, queue.name in paused)
-        for queue in seen.queues
+def worker_rows(seen: Situation) -> list[tuple[Any, ...]]:
+    return [
+        (
+            worker.id,
+            worker.state,
+            worker.task_path or None,
+            None
+            if worker.task_seconds is None
+            else datetime.timedelta(seconds=worker.task_seconds),
+            worker.done,
+            worker.failed,
+            worker.restarts,
+        )
+        for worker in seen.workers
     ]
-    known = {queue.name for queue in seen.queues}
-    return rows + [(name, 0, None, True) for name in sorted(paused - known)]
 
 
-def document(seen: Situation, found: list[Trouble]) -> dict[str, Any]:
+def queue_rows(found: Report) -> list[tuple[Any, ...]]:
+    """Queues that have ready tasks, had some in the last minutes, or are paused."""
+    seen = found.seen
+    paused = {pause.name for pause in seen.pauses if pause.kind == "queue"}
+    states = {queue.name: queue for queue in seen.queues}
+    rows = []
+    for name in sorted({*states, *paused, *found.rates}):
+        state, rate = states.get(name), found.rates.get(name, Rate(0.0, 0, None, None))
+        rows.append(
+            (
+                name,
+                state.ready if state else 0,
+                seen.now - state.since if state else None,
+                name in paused,
+                round(rate.per_minute, 1),
+                rate.failed,
+                *(quantile(value) for value in (rate.p50, rate.p95)),
+            )
+        )
+    return rows
+
+
+def quantile(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 4)
+
+
+def counts_line(seen: Situation) -> str:
+    return ", ".join(f"{getattr(seen.counts, name)} {name}" for name in COUNTS)
+
+
+def sections(found: Report) -> list[Section]:
+    everything = [
+        Section(NODE_COLUMNS, node_rows(found.seen)),
+        Section(QUEUE_COLUMNS, queue_rows(found)),
+    ]
+    return [section for section in everything if section.rows]
+
+
+def lines(found: Report) -> list[str]:
+    """For people, as text."""
+    from .output import aligned
+
+    told = [counts_line(found.seen)]
+    for section in sections(found):
+        told += ["", *aligned(section.columns, section.rows)]
+    told.append("")
+    for trouble in found.troubles:
+        told += [f"{trouble.severity}: {trouble.what}", f"  {trouble.advice}"]
+    return told if found.troubles else [*told, "All is well."]
+
+
+def tell_pipe(found: Report, out: Output) -> None:
+    """A line per fact; the first column says of what."""
+    for name in COUNTS:
+        out.tabbed("count", name, getattr(found.seen.counts, name))
+    for node in node_rows(found.seen):
+        out.tabbed("node", *node)
+    for queue in queue_rows(found):
+        out.tabbed("queue", *queue)
+    for trouble in found.troubles:
+        out.tabbed("trouble", *trouble)
+
+
+def document(found: Report) -> dict[str, Any]:
+    seen = found.seen
     return {
         "at": seen.now,
-        "counts": {
-            name: getattr(seen.counts, name) for name in ("ready", "running", "deferred", "paused")
-        },
+        "counts": {name: getattr(seen.counts, name) for name in COUNTS},
         "nodes": [dict(zip(NODE_COLUMNS, row, strict=True)) for row in node_rows(seen)],
-        "queues": [dict(zip(QUEUE_COLUMNS, row, strict=True)) for row in queue_rows(seen)],
-        "troubles": [trouble._asdict() for trouble in found],
+        "queues": [
+            {key.replace(" ", "_"): value for key, value in zip(QUEUE_COLUMNS, row, strict=True)}
+            for row in queue_rows(found)
+        ],
+        "troubles": [trouble._asdict() for trouble in found.troubles],
     }

@@ -135,19 +135,82 @@ class NodeInfo:
     lease: float
 
 
-@dataclasses.dataclass(frozen=True)
-class PeriodicState:
-    """A row of models.PeriodicTask; times aware and in UTC."""
+class PeriodicRow(NamedTuple):
+    """A row of models.PeriodicTask: times aware and in UTC, durations in seconds, ids as hex."""
 
+    id: int
+    name: str
+    task_path: str
+    origin: str
     spec: str
+    schedule: str
+    timezone: str
+    catch_up: str
+    catch_up_window: float
+    overlap: str
+    args: str | None
+    kwargs: str | None
+    retain: float | None
+    queue: str | None
+    priority: int | None
+    fingerprint: str
+    paused: bool
+    retired: bool
     since: datetime.datetime
+    next_due: datetime.datetime | None
     last_due: datetime.datetime | None
+    last_task: str | None
+    last_node: str
+    edition: int
     deployed_at: datetime.datetime
 
+
+class NewOccurrence(NamedTuple):
+    """One due time and its task; with `error` the task is inserted as FAILED.
+
+    With `skipped` (why) no task is inserted; `blocked_by` is the id of the task that still runs.
+    """
+
+    name: str
+    due_at: datetime.datetime
+    row: NewTask
+    error: dict[str, str] | None = None
+    skipped: str = ""
+    blocked_by: str = ""
+
     @property
-    def settled_until(self) -> datetime.datetime:
-        """Due times up to here are dealt with, or were never wanted."""
-        return self.since if self.last_due is None else max(self.since, self.last_due)
+    def task_id(self) -> str:
+        return self.blocked_by or self.row.id
+
+
+class Settled(NamedTuple):
+    """What a tick did with the entry `id`: None leaves `last_due` and `last_task` as they were."""
+
+    id: int
+    next_due: datetime.datetime | None
+    last_due: datetime.datetime | None
+    last_task: str | None
+
+
+class StillDue(NamedTuple):
+    """What a tick compares with what it has prepared for."""
+
+    edition: int
+    next_due: datetime.datetime
+    last_task: str | None
+
+
+class Deployments(NamedTuple):
+    """The sets of periodic entries that nodes' settings have or had.
+
+    `known`: fingerprint and first seen; `holds`: the one whose entries are stored; `nodes` and
+    `names`: by the id of each living node, its fingerprint and its name.
+    """
+
+    known: dict[str, datetime.datetime]
+    holds: str | None
+    nodes: dict[str, str]
+    names: dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -170,6 +233,16 @@ class QueueState(NamedTuple):
     since: datetime.datetime
 
 
+class LeaseState(NamedTuple):
+    """A registered node; `age` and `left` in seconds: since its last renewal, until its end."""
+
+    id: str
+    name: str
+    state: str
+    age: float
+    left: float
+
+
 class CancelRequest(NamedTuple):
     """A running task that is to end: which attempt of it, who runs it, and the grace in seconds."""
 
@@ -184,13 +257,16 @@ class Glance(NamedTuple):
     """`due_in`: seconds until the next deferred row is due (negative: overdue), or None.
 
     `pauses`: 0, or a number that is another one whenever what is paused has changed; `cancels`: how
-    many running tasks are to end.
+    many running tasks are to end; `periodic_in`: as `due_in`, of the next periodic entry. `now`:
+    the database's clock.
     """
 
     ready: bool
     due_in: float | None
-    pauses: int = 0
-    cancels: int = 0
+    pauses: int
+    cancels: int
+    periodic_in: float | None
+    now: datetime.datetime
 
 
 class Survey(NamedTuple):
@@ -263,7 +339,7 @@ class Engine(Protocol):
         """Makes deferred rows claimable whose time has come; returns how many."""
 
     def glance(self) -> Glance:
-        """One cheap query: is anything ready, and when is the next deferred row due."""
+        """One cheap query: is anything ready, and when is the next row or periodic entry due."""
 
     def ready_count(self, queues: QueueSelection, limit: int) -> int:
         """How many rows are claimable in `queues`, counted up to `limit`."""
@@ -370,6 +446,9 @@ class Engine(Protocol):
         """Replaces what is known of the node's workers (fields of models.Worker)."""
 
     # Statistics
+    def leases(self) -> list[LeaseState]:
+        """The nodes of this backend; one query."""
+
     def add_counts(self, counts: Mapping[tuple[str, str], Sequence[int]]) -> None:
         """Adds to the current minute and to the totals: a number per column of tally.COLUMNS.
 
@@ -386,27 +465,55 @@ class Engine(Protocol):
     def locked(self, name: str) -> contextlib.AbstractContextManager[bool]:
         """A transaction that holds the advisory lock `name`; gives False where another has it."""
 
-    def periodic_states(self) -> dict[str, PeriodicState]:
-        """What is known of the periodic entries of this backend, by name."""
+    def periodic_entries(self) -> list[PeriodicRow]:
+        """Every periodic entry of this backend, by name."""
 
-    def begin_periodic(
-        self, name: str, task_path: str, spec: str, deployed_at: datetime.datetime
-    ) -> None:
-        """From now on `name` has the schedule `spec`. Inside `locked`."""
+    def periodic_entry(self, name: str) -> PeriodicRow | None:
+        """The entry of that name."""
 
-    def enqueue_occurrence(
-        self,
-        name: str,
-        due_at: datetime.datetime,
-        row: NewTask,
-        node_name: str,
-        error: dict[str, str] | None = None,
-    ) -> bool:
-        """Inserts the occurrence and its task, and notes the due time as the entry's last.
+    def periodic_due(self) -> tuple[datetime.datetime | None, list[PeriodicRow]]:
+        """The entries that are due, the oldest first, and the clock; None if there are none."""
 
-        False if the occurrence exists. With `error` the task is inserted as FAILED. Inside
-        `locked`.
-        """
+    def periodic_soon(self, seconds: float) -> list[PeriodicRow]:
+        """The entries that will be due within so many seconds, the soonest first."""
+
+    def periodic_still_due(self, now: datetime.datetime) -> dict[int, StillDue]:
+        """What is due at `now`, by the entry's id; locked. Inside `locked`."""
+
+    def periodic_ahead_in(self) -> float | None:
+        """Seconds until the next due time that is not past already."""
+
+    def task_statuses(self, ids: Iterable[str]) -> dict[str, str]:
+        """The status of each task that exists, by id."""
+
+    def enqueue_occurrences(
+        self, occurrences: Sequence[NewOccurrence], node_name: str
+    ) -> list[NewOccurrence]:
+        """Inserts occurrences and their tasks; returns those that are new. Inside `locked`."""
+
+    def move_entries(self, settled: Sequence[Settled], node_name: str) -> None:
+        """Moves entries to their next due times. Inside `locked`."""
+
+    def note_run(self, name: str, task_id: str, node_name: str) -> None:
+        """The task is the last run of `name`."""
+
+    def changing_entry(self, name: str) -> contextlib.AbstractContextManager[PeriodicRow | None]:
+        """A transaction in which the entry (None: there is none) is locked; tells schedulers."""
+
+    def save_entry(self, row: PeriodicRow) -> None:
+        """Creates the entry or changes what it says; what it did (`last_…`) is left as it was."""
+
+    def forget_entry(self, name: str) -> None:
+        """Deletes the entry; its occurrences stay."""
+
+    def deployments(self, fingerprint: str) -> Deployments:
+        """The deployment that holds, that with `fingerprint`, and those of living nodes."""
+
+    def hold_deployment(self, fingerprint: str) -> None:
+        """From now on its entries are the stored ones. Inside `locked`."""
+
+    def see_deployment(self, fingerprint: str, node_id: str) -> None:
+        """Notes which deployment the node runs."""
 
     def prune_occurrences(self, days: int) -> int:
         """Deletes occurrences that were due more than `days` ago."""

@@ -74,10 +74,9 @@ class Connected:
         return None if value is None else utc_parameter(value, self.connection.vendor)
 
     def moments(self, *values: Any) -> list[datetime.datetime | None]:
+        """None also for what Python has no date for: a row can be written by hand."""
         connection = self.connection
-        return [
-            None if value is None else localized(utc_value(value, connection)) for value in values
-        ]
+        return [None if value is None else moment_of(value, connection) for value in values]
 
     def moment(self, value: Any) -> datetime.datetime | None:
         return self.moments(value)[0]
@@ -141,6 +140,13 @@ class Connected:
             connection.close()
         connection.connection = None
         connection.closed_in_transaction = False
+
+
+def moment_of(value: Any, connection: BaseDatabaseWrapper) -> datetime.datetime | None:
+    try:
+        return localized(utc_value(value, connection))
+    except (ValueError, TypeError, AttributeError, OverflowError):
+        return None
 
 
 class Untold:

@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import functools
 import hashlib
+import itertools
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from typing import Any, Concatenate
 from django.db import DatabaseError, OperationalError
 
 from ..queues import QueueSelection
-from .base import Claimant, Claimed, Death, NodeInfo, Outcome, Rescued
+from .base import Claimant, Claimed, Death, NodeInfo, Outcome, Rescued, Settled
 from .connection import is_missing_table, plain_transaction
 from .network import Networked
 from .operations import Row
@@ -29,8 +30,8 @@ DEADLOCK_RETRIES = 8
 
 # The index is named, or a small table is sorted instead of read in claim order.
 CLAIM_SELECT = """
-SELECT id, attempt + 1, task_path, args, kwargs, queue, priority, run_after, enqueued_at,
-    COALESCE(started_at, {now}), {now}, worker_ids, errors, failures, policy, periodic
+SELECT id, attempt + (attempt < 2147483647), task_path, args, kwargs, queue, priority, run_after,
+    enqueued_at, COALESCE(started_at, {now}), {now}, worker_ids, errors, failures, policy, periodic
 FROM dbtasks_scheduledtask FORCE INDEX (dbtasks_claim)
 WHERE backend = %s AND ready_queue = %s{bound}
 ORDER BY precedence, id LIMIT %s
@@ -38,7 +39,8 @@ FOR UPDATE SKIP LOCKED"""
 CLAIM_UPDATE = """
 UPDATE dbtasks_scheduledtask
 SET status = 'RUNNING', ready_queue = NULL, claim_node = %s, claimed_by = %s,
-    attempt = attempt + 1, last_attempted_at = {now}, started_at = COALESCE(started_at, {now})
+    attempt = attempt + (attempt < 2147483647), last_attempted_at = {now},
+    started_at = COALESCE(started_at, {now})
 WHERE id IN ({ids})"""
 # As portable.FINISH, of many rows, which are locked in the order of their ids. MySQL has JSON_TABLE
 # too, but compares its texts with ours only where both have the same collation; so does MariaDB
@@ -68,6 +70,13 @@ FROM dbtasks_scheduledtask FORCE INDEX (dbtasks_claim)
 WHERE backend = %s AND ready_queue = %s
 ORDER BY precedence, id LIMIT 1)"""
 ANY_ROW = "SELECT 1 FROM dbtasks_scheduledtask FORCE INDEX (dbtasks_claim) LIMIT 1"
+# A JSON_TABLE would do, but for what some releases make of a null.
+SETTLED_ROW = "SELECT %s AS id, %s AS next_due, %s AS last_due, %s AS last_task"
+SETTLE = """
+UPDATE ({rows}) o STRAIGHT_JOIN dbtasks_periodictask t ON t.id = o.id
+SET t.next_due = o.next_due, t.last_due = COALESCE(o.last_due, t.last_due),
+    t.last_node = IF(o.last_task IS NULL, t.last_node, %s),
+    t.last_task = COALESCE(o.last_task, t.last_task)"""
 GET_LOCK = "SELECT GET_LOCK(%s, 0)"
 RELEASE_LOCK = "SELECT RELEASE_LOCK(%s)"
 
@@ -195,12 +204,13 @@ class MySQLEngine(Networked, ByQueueEngine):
         self, who: Claimant, queue: str, limit: int, lowest: int | None
     ) -> list[Claimed]:
         bound = "" if lowest is None else f" AND precedence <= {int(lowest)}"
-        rows = self.rows(CLAIM_SELECT, (self.backend, queue, limit), bound=bound)
-        if rows:
+        while rows := self.rows(CLAIM_SELECT, (self.backend, queue, limit), bound=bound):
             ids = [row[0] for row in rows]
             marks = ", ".join(["%s"] * len(ids))
             self.run(CLAIM_UPDATE, (who.node, who.worker, *ids), ids=marks)
-        return [Claimed(self.hex(row[0]), *row[1:]) for row in rows]
+            if claimed := self.sound(rows):
+                return claimed
+        return []
 
     @retried
     def release(self, who: Claimant, rows: Iterable[tuple[str, int]] | None = None) -> int:
@@ -250,6 +260,11 @@ class MySQLEngine(Networked, ByQueueEngine):
     @retried
     def save_workers(self, node_id: str, workers: Sequence[dict[str, Any]]) -> None:
         super().save_workers(node_id, workers)
+
+    def move_batch(self, settled: Sequence[Settled], node_name: str) -> None:
+        values = itertools.chain(*self.settled_values(settled))
+        rows = " UNION ALL ".join([SETTLED_ROW] * len(settled))
+        self.run(SETTLE, (*values, node_name), rows=rows)
 
     @retried
     def add_counts(self, counts: Mapping[tuple[str, str], Sequence[int]]) -> None:

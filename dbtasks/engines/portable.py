@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import abc
+import functools
 import itertools
 import json
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from ..fields import utc_value
+from ..fields import dump_json, utc_value
 from ..queues import QueueSelection
 from .base import Claimant, Claimed, Glance, NewTask, Outcome
 from .operations import Operations
@@ -17,7 +19,10 @@ from .overview import Overview
 from .statistics import Statistics
 from .upkeep import RELEASE, Upkeep, bounded
 
+logger = logging.getLogger("dbtasks")
+
 INSERT_BATCH = 500
+UNREADABLE_DUE = 1.0  # seconds until we look again after a row whose time is no time
 STATEMENT_LENGTH = 256 * 1024  # characters of outcomes in one statement
 
 INSERT = """
@@ -77,16 +82,27 @@ SELECT COUNT(*) FROM (
     ORDER BY precedence LIMIT %s
 ) ready"""
 
-# Two index probes, and two tables with a few rows at most: a new pause has a higher id than all
-# before it, so their number and sum tell any change. For MariaDB `> ''` is one probe; IS NOT NULL
-# would be a scan of all such rows.
+# Of a row that no worker can run: a queue that gave it again and again would stand still.
+REFUSE = """
+UPDATE dbtasks_scheduledtask
+SET status = 'FAILED', finished_at = {now}, errors = %s, worker_ids = '[]', ready_queue = NULL,
+    due_at = NULL, claim_node = NULL, claimed_by = NULL
+WHERE id = %s"""
+ROW_IS_BAD = "dbtasks.exceptions.BadRow"
+
+# Three index probes (of times that Python has; promote_due finds all), and two tables with few rows
+# at most: a new pause has a higher id than all before it, so their number and sum tell any change.
+# For MariaDB `> ''` is one probe; IS NOT NULL would be a scan of all such rows.
 GLANCE = """
 SELECT {now},
-    (SELECT MIN(due_at) FROM dbtasks_scheduledtask WHERE backend = %s AND due_at > '1000-01-01'),
+    (SELECT MIN(due_at) FROM dbtasks_scheduledtask
+     WHERE backend = %s AND due_at > '1000-01-01' AND due_at < '9999-12-01'),
     (SELECT MIN(ready_queue) FROM dbtasks_scheduledtask
      WHERE backend = %s AND ready_queue > ''),
     (SELECT SUM(id + 1000000000) FROM dbtasks_pause WHERE backend = %s),
-    (SELECT COUNT(*) FROM dbtasks_cancellation WHERE backend = %s)"""
+    (SELECT COUNT(*) FROM dbtasks_cancellation WHERE backend = %s),
+    (SELECT MIN(next_due) FROM dbtasks_periodictask
+     WHERE backend = %s AND next_due > '1000-01-01')"""
 
 
 class Head(NamedTuple):
@@ -116,6 +132,7 @@ class PortableEngine(Operations, Overview, Statistics, Upkeep):
         self.run(INSERT + ", ".join([INSERT_ROW] * len(rows)), self.insert_parameters(rows))
 
     def insert_parameters(self, rows: Sequence[NewTask]) -> list[Any]:
+        time = functools.cache(self.time)  # rows that are inserted together share their times
         return [
             value
             for row in rows
@@ -127,12 +144,12 @@ class PortableEngine(Operations, Overview, Statistics, Upkeep):
                 self.backend,
                 row.queue,
                 row.priority,
-                self.time(row.run_after),
-                self.time(row.enqueued_at),
+                time(row.run_after),
+                time(row.enqueued_at),
                 row.policy,
                 row.periodic,
                 row.queue if row.due_at is None else None,
-                self.time(row.due_at),
+                time(row.due_at),
             )
         ]
 
@@ -143,7 +160,7 @@ class PortableEngine(Operations, Overview, Statistics, Upkeep):
         rows = self.rows(HEADS, [self.backend] * 4 + parameters, preference=preference)
         # Between the probes a queue can run empty.
         return sorted(
-            Head(int(wanted), int(precedence), self.hex(id), name)
+            Head(int(wanted), whole(precedence), self.hex(id), name)
             for name, wanted, precedence, id in rows
             if precedence is not None
         )
@@ -206,13 +223,18 @@ class PortableEngine(Operations, Overview, Statistics, Upkeep):
         )
 
     def glance(self) -> Glance:
-        ((now, due, ready, pauses, cancels),) = self.rows(GLANCE, (self.backend,) * 4)
-        due_in = None
-        if due is not None:
-            connection = self.connection
-            wait = utc_value(due, connection) - utc_value(now, connection)
-            due_in = wait.total_seconds()
-        return Glance(ready is not None, due_in, int(pauses or 0), int(cancels))
+        ((now, due, ready, pauses, cancels, periodic),) = self.rows(GLANCE, (self.backend,) * 5)
+        due_in = None if due is None else self.seconds_between(now, due)
+        periodic_in = None if periodic is None else self.seconds_between(now, periodic)
+        clock = utc_value(now, self.connection)
+        return Glance(ready is not None, due_in, int(pauses or 0), int(cancels), periodic_in, clock)
+
+    def seconds_between(self, now: Any, due: Any) -> float:
+        connection = self.connection
+        try:
+            return (utc_value(due, connection) - utc_value(now, connection)).total_seconds()
+        except (ValueError, TypeError):
+            return UNREADABLE_DUE
 
     def ready_count(self, queues: QueueSelection, limit: int) -> int:
         names = [queues.only] if queues.only else [head.queue for head in self.heads(queues)]
@@ -227,6 +249,23 @@ class PortableEngine(Operations, Overview, Statistics, Upkeep):
 
 class ByQueueEngine(PortableEngine, abc.ABC):
     """Base of the engines that claim from one queue after the other."""
+
+    def sound(self, rows: Iterable[tuple[Any, ...]]) -> list[Claimed]:
+        """The claimed rows that can be run. The others fail here, each with what is wrong."""
+        claimed = []
+        for row in rows:
+            if problem := self.problem(row):
+                told = f"{ROW_IS_BAD}: {problem}\n"
+                error = {"exception_class_path": ROW_IS_BAD, "traceback": told}
+                self.run(REFUSE, (dump_json([error]), row[0]))
+                logger.error("a row of dbtasks_scheduledtask cannot be run: %s", problem)
+            else:
+                claimed.append(Claimed(self.hex(row[0]), *row[1:]))
+        return claimed
+
+    def problem(self, row: tuple[Any, ...]) -> str | None:
+        """Why a row cannot be run by anyone: it was not written by us."""
+        return None if is_id(self.hex(row[0])) else f"its id {row[0]!r:.100} is no UUID"
 
     @abc.abstractmethod
     def claim_queue(
@@ -251,6 +290,22 @@ class ByQueueEngine(PortableEngine, abc.ABC):
             if len(claimed) >= limit:
                 break
         return in_claim_order(claimed, queues)
+
+
+def is_id(value: str) -> bool:
+    """Whether it is an id as the engines use it: 32 hexadecimal digits."""
+    try:
+        return len(value) == 32 and len(bytes.fromhex(value)) == 16
+    except ValueError:
+        return False
+
+
+def whole(precedence: Any) -> int:
+    """SQLite has infinity, and text in a column of numbers."""
+    try:
+        return int(precedence)
+    except (ValueError, TypeError, OverflowError):
+        return 0
 
 
 def in_claim_order(claimed: list[Claimed], queues: QueueSelection) -> list[Claimed]:

@@ -62,14 +62,16 @@ head AS (
     ) picked LIMIT %s
 )"""
 
+# Times as text: Python has no infinity, and one such row would hide all that came with it.
 CLAIM = """
 UPDATE dbtasks_scheduledtask t
 SET status = 'RUNNING', ready_queue = NULL, claim_node = %s, claimed_by = %s,
-    attempt = attempt + 1, last_attempted_at = {now}, started_at = coalesce(started_at, {now})
+    attempt = least(attempt, 2147483646) + 1, last_attempted_at = {now},
+    started_at = coalesce(started_at, {now})
 FROM candidate WHERE t.id = candidate.id
-RETURNING t.id, t.attempt, t.task_path, t.args, t.kwargs, t.queue, t.priority, t.run_after,
-    t.enqueued_at, t.started_at, t.last_attempted_at, t.worker_ids, t.errors, t.failures,
-    t.policy, t.periodic"""
+RETURNING t.id, t.attempt, t.task_path, t.args, t.kwargs, t.queue, t.priority, t.run_after::text,
+    t.enqueued_at::text, t.started_at::text, t.last_attempted_at::text, t.worker_ids, t.errors,
+    t.failures, t.policy, t.periodic"""
 
 # Of a claim from several queues, in each row: from how many it could choose.
 CLAIM_OF_SEVERAL = CLAIM + ", (SELECT count(*) FROM served)"
@@ -148,6 +150,11 @@ NOTIFY = "SELECT pg_notify(%s, '')"
 NOTICE_DEATH = """
 SELECT set_config('client_connection_check_interval', '2s', false)
 WHERE current_setting('client_connection_check_interval') = '0'"""
+SETTLED = """(
+    SELECT (o->>0)::bigint AS id, (o->>1)::timestamptz AS next_due,
+        (o->>2)::timestamptz AS last_due, (o->>3)::uuid AS last_task
+    FROM json_array_elements(%s::json) o
+)"""
 TRY_LOCK = "SELECT pg_try_advisory_xact_lock(%s)"
 
 
@@ -158,6 +165,7 @@ NOT_ONE: tuple[QueueSelection | None, str, float] = (None, "", 0.0)
 class PostgreSQLEngine(Networked, PortableEngine):
     NOW = "statement_timestamp()"  # stable, unlike clock_timestamp(): an index can be asked for it
     IN_SECONDS = "statement_timestamp() + %s * interval '1 second'"
+    SETTLED = SETTLED
 
     def __init__(self, alias: str, backend: str) -> None:
         super().__init__(alias, backend)

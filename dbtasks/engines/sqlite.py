@@ -10,27 +10,32 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from typing import Any
 
-from django.db import ProgrammingError
+from django.db import OperationalError, ProgrammingError
 
+from ..models import PATH_MAX_LENGTH, QUEUE_MAX_LENGTH
 from ..queues import QueueSelection
 from .base import Claimant, Claimed, Outcome, Watcher
 from .connection import plain_transaction
 from .inotify import FileWatch
-from .portable import ByQueueEngine, outcomes_as_json
+from .portable import ByQueueEngine, is_id, outcomes_as_json
 
+# SQLite stores anything anywhere. Times as text: one that is none must not hide the other rows.
 CLAIM = """
 UPDATE dbtasks_scheduledtask
 SET status = 'RUNNING', ready_queue = NULL, claim_node = %s, claimed_by = %s,
-    attempt = attempt + 1, last_attempted_at = {now}, started_at = COALESCE(started_at, {now})
+    attempt = MIN(CAST(attempt AS INTEGER), 2147483646) + 1, last_attempted_at = {now},
+    started_at = COALESCE(started_at, {now})
 WHERE id IN (
     SELECT id FROM dbtasks_scheduledtask
     WHERE backend = %s AND ready_queue = %s{bound}
     ORDER BY precedence, id LIMIT %s
 )
-RETURNING id, attempt, task_path, args, kwargs, queue, priority, run_after, enqueued_at,
-    started_at, last_attempted_at, worker_ids, errors, failures, policy, periodic"""
+RETURNING id, attempt, task_path, args, kwargs, queue, priority, CAST(run_after AS TEXT),
+    CAST(enqueued_at AS TEXT), CAST(started_at AS TEXT), CAST(last_attempted_at AS TEXT),
+    worker_ids, errors, failures, policy, periodic"""
 
 # As portable.FINISH, of many rows: parameters that are bound one by one cost more than the update.
 FINISH_MANY = """
@@ -56,9 +61,23 @@ WHERE t.id = o.id AND t.claimed_by = o.worker AND t.attempt = o.attempt
 RETURNING id"""
 
 
+SETTLED = """(
+    SELECT json_extract(value, '$[0]') AS id, json_extract(value, '$[1]') AS next_due,
+        json_extract(value, '$[2]') AS last_due, json_extract(value, '$[3]') AS last_task
+    FROM json_each(%s)
+)"""
+TEXTS = itemgetter(
+    *map(
+        Claimed._fields.index,
+        ("task_path", "args", "kwargs", "queue", "worker_ids", "errors", "policy_text", "periodic"),
+    )
+)
+PATH, QUEUE = map(Claimed._fields.index, ("task_path", "queue"))
+NUMBERS = itemgetter(*map(Claimed._fields.index, ("priority", "failures")))
+
 POLL = 0.02  # seconds between two questions while there are answers, or where nothing tells us
 FIRST_ECHO = 0.001  # seconds from a write to the question whether it is committed
-SETTLED = 0.03  # seconds; whoever has waited so long in vain waits for the next write
+AT_REST = 0.03  # seconds; whoever has waited so long in vain waits for the next write
 QUIET = 0.5  # seconds between two questions where no write was seen
 
 
@@ -67,13 +86,33 @@ class SQLiteEngine(ByQueueEngine):
     IN_SECONDS = "strftime('%%Y-%%m-%%d %%H:%%M:%%f', 'now', %s || ' seconds')"
     LOCK = ""  # the transaction has the whole database
     SKIP_LOCKED = ""
+    SETTLED = SETTLED
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         with plain_transaction(self.connection, "BEGIN IMMEDIATE"):
             yield
 
+    def rows(self, text: str, parameters: Sequence[Any] = (), **more: str) -> list[tuple[Any, ...]]:
+        try:
+            return super().rows(text, parameters, **more)
+        except OperationalError as error:
+            if not is_no_text(error) or not text.lstrip().startswith("SELECT"):
+                raise
+        with reading_all(self.connection):
+            return super().rows(text, parameters, **more)
+
     def claim(self, who: Claimant, queues: QueueSelection, limit: int = 1) -> list[Claimed]:
+        try:
+            return self.claim_now(who, queues, limit)
+        except OperationalError as error:
+            if not is_no_text(error):
+                raise
+        self.release(who)  # a statement that has begun to give rows has changed them all
+        with reading_all(self.connection):
+            return self.claim_now(who, queues, limit)
+
+    def claim_now(self, who: Claimant, queues: QueueSelection, limit: int) -> list[Claimed]:
         # Without anything ready this reads only: idle workers leave the write lock alone.
         if queues.only is not None:
             return self.claim_from(who, queues, limit)
@@ -88,16 +127,35 @@ class SQLiteEngine(ByQueueEngine):
     ) -> tuple[set[str], list[Claimed]]:
         if not outcomes:
             return set(), self.claim(who, queues, limit)
-        with self.transaction():
-            finished = self.write_outcomes(outcomes)
-            return finished, self.claim_from(who, queues, limit)
+        try:
+            with self.transaction():
+                finished = self.write_outcomes(outcomes)
+                return finished, self.claim_from(who, queues, limit)
+        except OperationalError as error:
+            if not is_no_text(error):
+                raise
+        return self.finish(outcomes), self.claim(who, queues, limit)
 
     def claim_queue(
         self, who: Claimant, queue: str, limit: int, lowest: int | None
     ) -> list[Claimed]:
         bound = "" if lowest is None else f" AND precedence <= {int(lowest)}"
-        rows = self.rows(CLAIM, (who.node, who.worker, self.backend, queue, limit), bound=bound)
-        return [Claimed(*row) for row in rows]
+        parameters = (who.node, who.worker, self.backend, queue, limit)
+        while rows := self.rows(CLAIM, parameters, bound=bound):
+            if claimed := self.sound(rows):
+                return claimed
+        return []
+
+    def problem(self, row: tuple[Any, ...]) -> str | None:
+        if type(row[0]) is not str or not is_id(row[0]):
+            return f"its id {row[0]!r:.100} is no UUID as Django stores it"
+        if set(map(type, TEXTS(row))) != {str}:
+            return "a column of text has something else"
+        if len(row[PATH]) > PATH_MAX_LENGTH or len(row[QUEUE]) > QUEUE_MAX_LENGTH:
+            return "its path or its queue is longer than the column"
+        if set(map(type, NUMBERS(row))) != {int}:
+            return "a column of numbers has something else"
+        return None
 
     def finish_many(self, outcomes: Sequence[Outcome]) -> set[str]:
         return {self.hex(id) for (id,) in self.rows(FINISH_MANY, (outcomes_as_json(outcomes),))}
@@ -115,6 +173,22 @@ class SQLiteEngine(ByQueueEngine):
         if isinstance(error, ProgrammingError) and "closed database" in str(error):
             return f"database {self.alias!r}: {error}"
         return super().unavailable(error)
+
+
+def is_no_text(error: OperationalError) -> bool:
+    """Whether a column of text holds what is not UTF-8; then nothing of the result can be read."""
+    return "Could not decode to UTF-8" in str(error)
+
+
+@contextlib.contextmanager
+def reading_all(connection: Any) -> Iterator[None]:
+    """Reads such text with an escape for each wrong byte, so that its row can be told."""
+    raw = connection.connection
+    raw.text_factory = lambda value: value.decode("utf-8", "backslashreplace")
+    try:
+        yield
+    finally:
+        raw.text_factory = str
 
 
 class DataVersion:
@@ -141,7 +215,7 @@ class DataVersion:
 
     def fileno(self) -> int | None:
         """Nothing while we ask by the clock anyway: a busy queue is written all the time."""
-        return self._files.fileno() if self._files is not None and self._wait >= SETTLED else None
+        return self._files.fileno() if self._files is not None and self._wait >= AT_REST else None
 
     def changed(self) -> bool:
         written = self.was_written()
@@ -160,7 +234,7 @@ class DataVersion:
         if changed:
             self._wait = POLL
             self._written = anew  # what was written just before was not seen
-        elif written and self._wait >= SETTLED:
+        elif written and self._wait >= AT_REST:
             self._wait = FIRST_ECHO
         else:
             self._wait = min(2 * self._wait, QUIET)

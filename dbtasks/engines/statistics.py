@@ -9,7 +9,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 
+from ..fields import utc_value
 from ..tally import COLUMNS
+from .base import LeaseState
 from .connection import Connected
 
 KEEP_MINUTES = 24 * 60
@@ -43,6 +45,8 @@ OLD_MINUTES = """
 SELECT id FROM dbtasks_statistic
 WHERE backend = %s AND minute > 0 AND minute < {minute} - %s
 ORDER BY minute LIMIT %s{skip_locked}"""
+LEASES = """
+SELECT id, name, state, {now}, last_seen, expires_at FROM dbtasks_node WHERE backend = %s"""
 DELETE = "DELETE FROM dbtasks_statistic WHERE id IN ({ids})"
 
 
@@ -79,6 +83,15 @@ class Statistics(Connected):
 
     def counted_places(self, limit: int) -> set[tuple[str, str]]:
         return {(str(queue), str(path)) for queue, path in self.rows(PLACES, (self.backend, limit))}
+
+    def leases(self) -> list[LeaseState]:
+        connection = self.connection
+        found = []
+        for id, name, state, *times in self.rows(LEASES, (self.backend,)):
+            now, last_seen, expires_at = (utc_value(value, connection) for value in times)
+            age, left = (now - last_seen).total_seconds(), (expires_at - now).total_seconds()
+            found.append(LeaseState(str(id), str(name), str(state), age, left))
+        return found
 
     def prune_counts(self, limit: int = 1000) -> int:
         minute = MINUTE[self.connection.vendor]

@@ -1,5 +1,5 @@
-"""What keeps the queue in order, alike on every database: rescue, due rows, retention, nodes,
-periodic tasks. The decisions about single rows are taken in Python, in short transactions.
+"""What keeps the queue in order, alike on every database: rescue, due rows, retention, nodes.
+The decisions about single rows are taken in Python, in short transactions.
 """
 
 from __future__ import annotations
@@ -8,19 +8,18 @@ import abc
 import contextlib
 import datetime
 import itertools
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from django.db import IntegrityError
 
-from ..fields import dump_json, utc_value
+from ..fields import dump_json, load_json, utc_value
 from ..policy import policy_from_text
-from .base import Counts, Death, NewTask, NodeInfo, PeriodicState, Rescued, Survey
-from .connection import Connected
+from .base import Counts, Death, NodeInfo, Rescued, Survey
+from .periodic import LONGEST, PeriodicTables
 
 RESCUE_BATCH = 500
-LONGEST = 1000 * 365 * 86400.0  # seconds; no database has the date that timedelta.max leads to
+MOST_CRASHES = 2**31 - 2  # the column has room for one more
 WORKER_DIED = "dbtasks.exceptions.WorkerDied"
 TASK_CANCELLED = "dbtasks.exceptions.TaskCancelled"
 
@@ -58,7 +57,7 @@ PROMOTE = """
 UPDATE dbtasks_scheduledtask SET ready_queue = queue, due_at = NULL WHERE id IN ({ids})"""
 
 EXPIRED_EXIST = """
-SELECT delete_after FROM dbtasks_scheduledtask
+SELECT 1 FROM dbtasks_scheduledtask
 WHERE backend = %s AND delete_after <= {now} ORDER BY delete_after LIMIT 1"""
 PRUNE_SELECT = """
 SELECT id FROM dbtasks_scheduledtask
@@ -101,35 +100,9 @@ WORKER_INSERT = f"""
 INSERT INTO dbtasks_worker ({WORKER_COLUMNS}, node_id, last_seen) VALUES {{rows}}"""
 WORKER_ROW = f"({', '.join(['%s'] * 14)}, {{now}})"
 
-PERIODIC_STATES = """
-SELECT name, spec, since, last_due, deployed_at FROM dbtasks_periodictask WHERE backend = %s"""
-PERIODIC_EDIT = """
-UPDATE dbtasks_periodictask SET task_path = %s, spec = %s, since = {now}, deployed_at = %s
-WHERE backend = %s AND name = %s"""
-PERIODIC_BEGIN = """
-{insert_or_ignore} dbtasks_periodictask (backend, name, task_path, spec, since, deployed_at)
-VALUES (%s, %s, %s, %s, {now}, %s){on_conflict}"""
-PERIODIC_FIRED = """
-UPDATE dbtasks_periodictask SET last_due = %s
-WHERE backend = %s AND name = %s AND (last_due IS NULL OR last_due < %s)"""
-FAIL_NEW = """
-UPDATE dbtasks_scheduledtask
-SET status = 'FAILED', ready_queue = NULL, due_at = NULL, finished_at = {now}, errors = %s,
-    delete_after = {in_seconds}
-WHERE id = %s"""
-OCCURRENCES_PRUNE = "DELETE FROM dbtasks_occurrence WHERE backend = %s AND due_at < %s"
 
-OCCURRENCE = """
-{insert_or_ignore} dbtasks_occurrence (backend, name, due_at, task_id, enqueued_at, enqueued_by)
-VALUES (%s, %s, %s, %s, {now}, %s){on_conflict}"""
-
-
-class Upkeep(Connected, abc.ABC):
+class Upkeep(PeriodicTables, abc.ABC):
     """See base.Engine for what each method promises."""
-
-    @abc.abstractmethod
-    def insert(self, rows: Sequence[NewTask], notify: bool = True) -> None:
-        """As base.Engine says."""
 
     # Upkeep
 
@@ -168,12 +141,13 @@ class Upkeep(Connected, abc.ABC):
                 cancelled.append(id)
                 continue
             told = append_json(errors, worker_died(death.reason))
-            if crashes + 1 > policy.max_crashes:
+            times = one_more(crashes)
+            if times > policy.max_crashes:
                 retain = bounded(policy.retention(failed=True))
-                self.run(RESCUE_FAIL, (told, done, crashes + 1, retain, raw_id))
+                self.run(RESCUE_FAIL, (told, done, times, retain, raw_id))
                 failed.append(id)
             else:
-                self.run(RESCUE_RETRY, (told, done, crashes + 1, raw_id))
+                self.run(RESCUE_RETRY, (told, done, times, raw_id))
                 retried.append(id)
         return Rescued(
             tuple(released), tuple(retried), tuple(failed), tuple(cancelled), tuple(tasks)
@@ -247,56 +221,15 @@ class Upkeep(Connected, abc.ABC):
                 rows = ", ".join([WORKER_ROW] * len(values))
                 self.run(WORKER_INSERT, list(itertools.chain(*values)), rows=self.sql(rows))
 
-    # Periodic
-
-    def periodic_states(self) -> dict[str, PeriodicState]:
-        connection = self.connection
-        return {
-            name: PeriodicState(
-                spec=spec,
-                since=utc_value(since, connection),
-                last_due=None if last_due is None else utc_value(last_due, connection),
-                deployed_at=utc_value(deployed_at, connection),
-            )
-            for name, spec, since, last_due, deployed_at in self.rows(
-                PERIODIC_STATES, (self.backend,)
-            )
-        }
-
-    def begin_periodic(
-        self, name: str, task_path: str, spec: str, deployed_at: datetime.datetime
-    ) -> None:
-        deployed = self.time(deployed_at)
-        if not self.run(PERIODIC_EDIT, (task_path, spec, deployed, self.backend, name)):
-            self.run(PERIODIC_BEGIN, (self.backend, name, task_path, spec, deployed))
-
-    def enqueue_occurrence(
-        self,
-        name: str,
-        due_at: datetime.datetime,
-        row: NewTask,
-        node_name: str,
-        error: dict[str, str] | None = None,
-    ) -> bool:
-        due = self.time(due_at)
-        inserted = self.run(OCCURRENCE, (self.backend, name, due, row.id, node_name))
-        self.run(PERIODIC_FIRED, (due, self.backend, name, due))
-        if not inserted:
-            return False
-        self.insert([row], notify=error is None)
-        if error is not None:
-            retain = bounded(policy_from_text(row.policy).retention(failed=True))
-            self.run(FAIL_NEW, (dump_json([error]), retain, row.id))
-        return True
-
-    def prune_occurrences(self, days: int) -> int:
-        before = self.now() - datetime.timedelta(days=days)
-        return self.run(OCCURRENCES_PRUNE, (self.backend, self.time(before)))
-
 
 def bounded(seconds: float | None) -> float | None:
     """A length of time that can be added to the clock."""
     return None if seconds is None else min(float(seconds), LONGEST)
+
+
+def one_more(crashes: Any) -> int:
+    """The next number; what is none, or the highest, ends the row's luck."""
+    return min(crashes, MOST_CRASHES) + 1 if type(crashes) is int else MOST_CRASHES
 
 
 def worker_died(reason: str) -> dict[str, str]:
@@ -313,7 +246,7 @@ def was_cancelled(ran: bool) -> dict[str, str]:
 def append_json(text: str, value: Any) -> str:
     """The JSON list in `text` with one value more; what is no list starts a new one."""
     try:
-        items = json.loads(text)
+        items = load_json(text)
     except ValueError:
         items = []
     return dump_json([*items, value] if isinstance(items, list) else [value])

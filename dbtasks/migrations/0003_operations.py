@@ -4,7 +4,7 @@ import dbtasks.fields
 
 
 class Migration(migrations.Migration):
-    dependencies = [("dbtasks", "0001_initial")]
+    dependencies = [("dbtasks", "0002_periodic")]
 
     operations = [
         migrations.CreateModel(

@@ -19,6 +19,7 @@ from ..admin.words import aware, duration, number, size
 
 if TYPE_CHECKING:
     from ..admin.picture import Group
+    from ..models import Worker
 
 register = template.Library()
 
@@ -82,8 +83,11 @@ def memory(amount: int | None) -> str:
 
 
 @register.filter
-def percent(share: float | None) -> str:
-    return "—" if share is None else f"{share:.0f} %"
+def cpu(worker: Worker) -> str:
+    """What share of one processor it has used since it started."""
+    if worker.cpu_seconds is None or not worker.up_seconds:
+        return "—"
+    return f"{100 * worker.cpu_seconds / worker.up_seconds:.0f} %"
 
 
 @register.filter

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal as signals_of_the_system
 import time
 from typing import Any
 
@@ -9,7 +10,7 @@ from dbtasks import signals
 
 
 def connect(path: str, behaviour: str) -> None:
-    """`behaviour`: "", or what each receiver does after writing: "raise", "exit", "hang"."""
+    """`behaviour`: "", or what each receiver does after writing: "raise", "exit", "hang", "die"."""
     for name, signal in signals.BY_NAME.items():
         signal.connect(receiver(name, path, behaviour), weak=False)
 
@@ -23,6 +24,8 @@ def receiver(name: str, path: str, behaviour: str) -> Any:
             raise RuntimeError("a broken receiver")
         if behaviour == "exit":
             raise SystemExit(7)
+        if behaviour == "die" and name == "worker_started":
+            os.kill(os.getpid(), signals_of_the_system.SIGKILL)
         if behaviour == "hang" and name in ("task_rescued", "node_degraded"):
             time.sleep(3600)
 

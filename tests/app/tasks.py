@@ -187,3 +187,9 @@ def finish_when_cancelled(started, gate):
             time.sleep(0.01)
     except TaskCancelled:
         return "done all the same"
+
+
+@task
+def wait_for_file_after(started, path):
+    """As wait_for_file, with its arguments the other way round."""
+    return wait_for_file.func(path, started)

@@ -42,6 +42,12 @@ CHAPTERS = {
         "Workers with nothing to do: what they ask of the database (as the server counts it), the "
         "processor time, connections and memory of all their processes together.",
     ),
+    "periodic": Chapter(
+        "Periodic",
+        "Periodic entries that are all due at the same second, with one node and one worker: from "
+        "that second until an onlooker sees their occurrences committed, and until the first task "
+        "starts. And what the node asks of the database in a minute while none is due.",
+    ),
     "flat": Chapter(
         "Flat",
         "The drain rate of two workers beside a long history or backlog, and while retention "

@@ -35,6 +35,8 @@ class Sizes:
     scale_milliseconds: tuple[int, ...] = (0, 1, 10, 100)
     scale_nodes: tuple[int, ...] = (1, 2, 4)
     kills: int = 20
+    periodic: int = 1_000
+    periodic_rounds: int = 10
 
 
 FULL = Sizes()
@@ -59,6 +61,7 @@ QUICK = Sizes(
     scale_milliseconds=(10,),
     scale_nodes=(),
     kills=2,
+    periodic_rounds=2,
 )
 
 

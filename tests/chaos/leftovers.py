@@ -11,7 +11,7 @@ from dbtasks.engines.mysql import lock_name
 from dbtasks.models import Node as NodeRow
 from dbtasks.models import ScheduledTask
 from dbtasks.models import Worker as WorkerRow
-from dbtasks.timekeeper import PERIODIC_LOCK
+from dbtasks.periodic.planner import PERIODIC_LOCK
 
 from .nodes import Node, title_of
 from .promises import Broken

@@ -41,9 +41,11 @@ class Command(BaseCommand):
             code = subcommands()[options["subcommand"]].run(namespace, out)
             out.flush()
         except BrokenPipeError:  # `| head` has seen enough
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            forget_output(out)
             return
+        except OSError as error:
+            forget_output(out)
+            raise CommandError(f"cannot write: {error}", returncode=1) from error
         except (ValueError, ImproperlyConfigured, InvalidTask) as error:
             raise CommandError(str(error), returncode=USAGE) from error
         except DatabaseError as error:
@@ -52,6 +54,12 @@ class Command(BaseCommand):
             code = NOTHING_DONE
         if code:
             sys.exit(code)
+
+
+def forget_output(out: Output) -> None:
+    """What is still to be written, the interpreter would try again at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out.stream.fileno())
 
 
 def unavailable(alias: str, error: DatabaseError) -> str:
