@@ -111,6 +111,23 @@ chaos: env  ## Load and random kills on every database: SECONDS=180 in all, SEED
 soak: env  ## Whether a node grows: TASKS=100000 DEATHS=200, ARGS="--database postgresql"
 	@$(PY) -m tests.soak --tasks $(or $(TASKS),100000) --deaths $(or $(DEATHS),200) $(ARGS)
 
+.PHONY: reference
+reference: env  ## docs/reference/, written from the code
+	@$(PY) -m tests.reference
+
+.PHONY: test-upgrade
+test-upgrade: env  ## The first version's code beside this one's on one schema: ARGS="--help"
+	@$(PY) -m tests.upgrade $(ARGS)
+
+.PHONY: test-import
+test-import: .venv-import/stamp  ## `dbtasks import` from the real products, in an environment of its own
+	@.venv-import/bin/python -W ignore -m tests.imports
+
+.venv-import/stamp: pyproject.toml
+	@$(find_python); echo "Installing into .venv-import with $$found"; "$$found" -m venv --clear .venv-import
+	@.venv-import/bin/python $(PIP_INSTALL) --editable . "Django>=6.1" django-tasks-db dj-queue django-q2
+	@touch $@
+
 .PHONY: demo
 demo: env  ## The example project, start to end, with what it shows
 	@$(PY) deploy/example/demo.py $(ARGS)
@@ -121,6 +138,6 @@ run: env  ## The example project until Ctrl-C
 
 .PHONY: clean
 clean:  ## Remove the environments, builds and caches
-	@rm -rf .venv .venv60 .venvt .bench .systemd build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf .venv .venv60 .venvt .venv-import .bench .systemd build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@rm -rf django_dbtasks.egg-info
 	@find dbtasks supervisor tests -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Work and schedules of other products. See `rows` and `schedules`."""
