@@ -31,8 +31,6 @@ class EntryLine:
 
 
 def entry_lines(backend: str, now: datetime.datetime) -> list[EntryLine]:
-    if not hasattr(ENTRIES, "entries"):
-        return []
     return [line_of(entry, now) for entry in ENTRIES.entries(backend)]
 
 

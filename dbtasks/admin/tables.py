@@ -21,7 +21,7 @@ class WorkerAdmin(ReadOnlyAdmin):
 
 @admin.register(PeriodicTask)
 class PeriodicTaskAdmin(ReadOnlyAdmin):
-    list_display = ("name", "spec", "backend", "since", "last_due")
+    list_display = ("name", "spec", "backend", "origin", "next_due", "last_due")
 
 
 @admin.register(Occurrence)
