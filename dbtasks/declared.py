@@ -46,6 +46,7 @@ OPTIONS = {
         '`"latest"`',
         "What becomes of due times of periodic tasks at which no node ran.",
     ),
+    "catch_up_window": Declared(DURATION, "1 day", 'How far back `catch_up="all"` reaches.'),
     "periodic": Declared(
         "a mapping from task path to schedules", "none", "The periodic tasks of this backend."
     ),
