@@ -184,7 +184,8 @@ def new_row(backend: DatabaseBackend, item: Pending) -> NewTask:
         run_after=run_after,
     )
     backend.validate_task(task)
-    row = backend.new_row(task, item.args, item.kwargs, timezone.now())
+    shape = backend.new_shape(task)
+    row = backend.row_of(shape, list(item.args), dict(item.kwargs), timezone.now())
     return row._replace(id=item.new_id.hex, enqueued_at=item.enqueued_at)
 
 
