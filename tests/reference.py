@@ -232,19 +232,23 @@ def loggers() -> list[list[str]]:
 
 
 def metrics() -> str | None:
-    """From the module that writes them: each family's HELP and TYPE; None without that module."""
-    for name in ("dbtasks.metrics", "dbtasks.exposition"):
-        if importlib.util.find_spec(name) is None:
-            continue
-        declared = getattr(importlib.import_module(name), "FAMILIES", None)
-        if declared is not None:
-            rows = [[f"`{each.name}`", each.kind, each.help] for each in declared]
-            return page(
-                "Metrics",
-                "What the view `dbtasks.urls.metrics` shows, in Prometheus' text format.",
-                table(("metric", "type", "meaning"), rows),
-            )
-    return None
+    """From the families that are exposed; None without the module that has them."""
+    if importlib.util.find_spec("dbtasks.metrics") is None:
+        return None
+    families = importlib.import_module("dbtasks.metrics").Families().all()
+    rows = [
+        [
+            f"`{family.name}{'_total' if family.type == 'counter' else ''}`",
+            family.type,
+            family.documentation,
+        ]
+        for family in families
+    ]
+    return page(
+        "Metrics",
+        "What the view `dbtasks.urls.metrics` shows, in Prometheus' text format.",
+        table(("metric", "type", "meaning"), rows),
+    )
 
 
 # In this order; pages that are not named here come after them.

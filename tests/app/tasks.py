@@ -10,6 +10,7 @@ import time
 from django.db import connection, transaction
 from django.tasks import task
 
+import dbtasks
 from dbtasks import TaskCancelled
 
 from .models import Note
@@ -166,7 +167,7 @@ def stubborn(started):
             pass
 
 
-@task(max_attempts=5)
+@dbtasks.task(max_attempts=5)
 def tidy_when_cancelled(started, tidied):
     """Makes the file `started`, then waits for ever; makes the file `tidied` when cancelled."""
     open(started, "w").close()
