@@ -104,7 +104,8 @@ class Consumer:
         started, outages = time.monotonic(), self._outages
         ran = 0
         for row in rows:
-            if ran and (self._outages > outages or self.is_over() or not self.hand.take()):
+            # The claim itself may have taken long: told to stop meanwhile, it starts nothing.
+            if self._outages > outages or self.is_over() or (ran and not self.hand.take()):
                 break
             foreseen = self.pace.foresees(row.task_path)
             if self.must_write_first(foreseen):

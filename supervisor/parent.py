@@ -130,6 +130,7 @@ class Supervisor:
         self.inbox.booting = False
         while self.phase is not Phase.DONE:
             self.step()
+        self.inbox.ignore()
         self.notifier.close()
         self.nursery.selector.close()
         logger.info("supervisor %s has ended", self.config.worker_id)

@@ -51,7 +51,8 @@ class SignalInbox:
             os.set_blocking(descriptor, False)
         self.booting = False
         self.listen()
-        for signum in signals:
+        self.signals = tuple(signals)
+        for signum in self.signals:
             signal.signal(signum, self._note)
         unblock_all()  # an exec in place leaves them blocked until somebody can hear them
 
@@ -74,6 +75,12 @@ class SignalInbox:
             while chunk := os.read(self._reader, 4096):
                 numbers += chunk
         return list(numbers)
+
+    def ignore(self) -> None:
+        """At the end: a second TERM must not kill, and so turn a clean exit into -15."""
+        for signum in self.signals:
+            if signum != signal.SIGCHLD:
+                signal.signal(signum, signal.SIG_IGN)
 
     def close(self) -> None:
         """Ends the delivery; a forked child calls it before it makes an inbox of its own."""

@@ -86,6 +86,8 @@ def run_threaded(
         leave()
     if overseer.restarts:
         execute(application, pidfile)
+    if inbox is not None:
+        inbox.ignore()
     return EXIT_INTERNAL if failures else EXIT_OK
 
 

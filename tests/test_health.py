@@ -162,3 +162,4 @@ def test_one_wedged_worker_a_drain_and_a_stopped_supervisor(tmp_path: Path) -> N
         assert healthcheck(path)[0]
         gate.touch()
         finished(result, DEADLINE)
+        assert running.wait_exit(DEADLINE) == 0

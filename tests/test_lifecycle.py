@@ -468,3 +468,14 @@ def test_a_stopped_parent_does_not_stop_its_busy_workers(busy: type[Busy]) -> No
         assert finished(running.result).status == SUCCESSFUL
         node.signal(signal.SIGCONT)
         assert finished(noop.enqueue()).status == SUCCESSFUL
+
+
+@pytest.mark.parametrize("mode", ["process", "thread"])
+def test_a_shower_of_terms_until_the_process_is_gone_is_one_term(mode: str) -> None:
+    """Who asks twice must not turn a clean exit into a death by SIGTERM."""
+    with Node("--mode", mode, workers=1, ready=False) as node:
+        node.wait_log(" ready")
+        with contextlib.suppress(ProcessLookupError):
+            while node.running:
+                node.signal(signal.SIGTERM)
+        assert node.wait_exit() == 0

@@ -89,6 +89,27 @@ def test_a_claim_whose_answer_was_lost_is_run_all_the_same(lost_claim: int, tmp_
     assert not ScheduledTask.objects.exclude(claimed_by=None).exists()
 
 
+def test_a_worker_told_to_stop_while_it_claims_starts_nothing(tmp_path: Any) -> None:
+    """Its first claim asks for the pauses before, and a busy database lets it wait."""
+    journal = tmp_path / "journal"
+    result = tasks.journal.enqueue(str(journal), "ran")
+    control = Patient()
+
+    class StoppedMeanwhile(LosesAnswers):
+        def finish_and_claim(self, *arguments: Any) -> Any:
+            answer = self._engine.finish_and_claim(*arguments)
+            control.looks = 0
+            return answer
+
+    who = Claimant("node", "worker")
+    consumer = Consumer(default_task_backend, who, QueueSelection(), control)  # type: ignore[arg-type]
+    consumer.engine = StoppedMeanwhile(default_task_backend.engine, 0)  # type: ignore[assignment]
+    consumer.run()
+    assert not journal.exists()
+    row = ScheduledTask.objects.get(pk=result.id)
+    assert (row.status, row.crashes, row.worker_ids, row.claimed_by) == ("READY", 0, [], None)
+
+
 def test_the_claim_of_a_worker_that_is_no_more_goes_back_uncounted() -> None:
     backend = default_task_backend
     node = NodeInfo("node", "web1", "host", os.getpid(), "supervisor", 30.0)

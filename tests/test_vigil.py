@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from dbtasks.tally import Tally
 from dbtasks_supervisor.board import Board
 from dbtasks_supervisor.child import Child, Kind, Life
 from dbtasks_supervisor.vigil import LONG_TASK, SILENCE, Vigil
@@ -84,7 +85,7 @@ def test_an_idle_worker_of_many_gives_signs_of_life_all_the_time() -> None:
 
     class Idle(WorkerControl):
         def __init__(self) -> None:
-            self.board, self.siblings = Board(), 50
+            self.board, self.siblings, self.tally = Board(), 50, Tally()
             self.draining = self.woken = False
             self.slept: list[float] = []
 
