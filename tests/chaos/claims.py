@@ -88,14 +88,14 @@ def explained(claim: Claim, faults: Sequence[Fault], kind: str) -> bool:
         case Ended.CRASHED if "hard time limit" in claim.reason:
             return kind == "overrun"
         case Ended.CRASHED if "did not renew its lease" in claim.reason:
-            return any(keeps_from_renewing(fault, claim) for fault in faults)
+            return any(keeps_from_renewing(fault, claim, faults) for fault in faults)
         case Ended.CRASHED if "supervisor was killed" in claim.reason:
-            return any(ends_node(fault, claim) for fault in faults)
+            return any(ends_node(fault, claim, faults) for fault in faults)
         case Ended.CRASHED:
             return any(kills(fault, claim) for fault in faults)
         case Ended.RELEASED:
             return any(
-                kills(fault, claim) or ends_node(fault, claim) or is_outage(fault, claim)
+                kills(fault, claim) or ends_node(fault, claim, faults) or is_outage(fault, claim)
                 for fault in faults
             )
     return False
@@ -116,23 +116,27 @@ def kills(fault: Fault, claim: Claim) -> bool:
     )
 
 
-def ends_node(fault: Fault, claim: Claim) -> bool:
-    """The node was told to leave, or lost its supervisor. A reload takes nothing from a task."""
+def ends_node(fault: Fault, claim: Claim, faults: Sequence[Fault]) -> bool:
+    """The node was told to leave, or lost its supervisor. A reload takes nothing from a task.
+
+    After an outage the server may carry out a claim that was sent long before.
+    """
+    sent_before = LATE if any(is_outage(other, claim) for other in faults) else SLACK
     return (
         fault.kind in ENDINGS
         and claim.slot[0] in fault.nodes
-        and overlaps(fault, claim.began - SLACK, claim.ended)
+        and overlaps(fault, claim.began - sent_before, claim.ended)
     )
 
 
-def keeps_from_renewing(fault: Fault, claim: Claim) -> bool:
+def keeps_from_renewing(fault: Fault, claim: Claim, faults: Sequence[Fault]) -> bool:
     """The scheduler could not renew the lease, for at least a part of the lease's length."""
     window = (claim.ended - LEASE - SLACK, claim.ended)
     if claim.slot[0] not in fault.nodes:
         return False
     if fault.kind in ("stop scheduler", "stop node", "kill scheduler"):
         return overlaps(fault, *window)
-    return ends_node(fault, claim)
+    return ends_node(fault, claim, faults)
 
 
 def is_outage(fault: Fault, claim: Claim) -> bool:

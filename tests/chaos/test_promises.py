@@ -138,6 +138,18 @@ def test_a_rerun_that_no_kill_explains_is_found(faults: list[Fault]) -> None:
     ]
 
 
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_claim_that_a_paused_server_carries_out_late_was_sent_before(paused: bool) -> None:
+    """Its supervisor was killed 3 s before the claim, which without an outage is no reason."""
+    faults = [Fault("kill supervisor", ("a",), began=-2.0, ended=-2.0)]
+    if paused:
+        faults.append(Fault("pause database", began=-4.0, ended=0.9))
+    story = rerun(SIGKILL | {"traceback": "its supervisor was killed"}, faults)
+    del story.executions[TASK][0]
+    complaint = ["a claim without a result is explained by a fault or by the task"]
+    assert broken(story) == ([] if paused else complaint)
+
+
 @pytest.mark.parametrize("started", [False, True])
 def test_a_claim_may_be_given_back_without_a_fault_before_its_task_starts(started: bool) -> None:
     story = rerun(SIGKILL, [])
