@@ -138,22 +138,25 @@ def check_sqlite(where: str, options: dict[str, Any], name: str) -> Iterator[che
         )
 
 
+def backends_on(databases: Sequence[str] | None) -> Iterator[DatabaseBackend]:
+    """Those whose tables are in one of `databases`; none for `migrate`, which makes the tables."""
+    from .backend import DatabaseBackend
+
+    if sys.argv[1:2] == ["migrate"]:
+        return
+    for backend in task_backends.all():
+        if not isinstance(backend, DatabaseBackend) or backend.problems:
+            continue
+        if backend.parsed.database in (databases or ()):
+            yield backend
+
+
 @checks.register(checks.Tags.database)
 def check_tables(
     app_configs: Any = None, databases: Sequence[str] | None = None, **kwargs: Any
 ) -> list[checks.CheckMessage]:
     """W006, for `check --database` and `--check`: a warning, since `migrate` runs checks first."""
-    if sys.argv[1:2] == ["migrate"]:
-        return []
-    from .backend import DatabaseBackend
-
-    return [
-        message
-        for backend in task_backends.all()
-        if isinstance(backend, DatabaseBackend) and not backend.problems
-        if backend.parsed.database in (databases or ())
-        for message in missing_tables(backend)
-    ]
+    return [message for backend in backends_on(databases) for message in missing_tables(backend)]
 
 
 @checks.register(checks.Tags.database)
@@ -161,17 +164,7 @@ def check_deployments(
     app_configs: Any = None, databases: Sequence[str] | None = None, **kwargs: Any
 ) -> list[checks.CheckMessage]:
     """W010, for `check --database`: normal during a rolling deploy, and a mistake after it."""
-    if sys.argv[1:2] == ["migrate"]:
-        return []
-    from .backend import DatabaseBackend
-
-    return [
-        message
-        for backend in task_backends.all()
-        if isinstance(backend, DatabaseBackend) and not backend.problems
-        if backend.parsed.database in (databases or ())
-        for message in differing_nodes(backend)
-    ]
+    return [message for backend in backends_on(databases) for message in differing_nodes(backend)]
 
 
 def differing_nodes(backend: DatabaseBackend) -> Iterator[checks.CheckMessage]:
