@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 import django
 
 POINTS = ("before the lock", "after the insert", "before the commit", "after the commit")
+WAITING = "while it waits for the due time"
 
 
 def die(*args: object) -> None:
@@ -32,6 +34,7 @@ def main(point: str) -> None:
 
     from dbtasks.engines import NodeInfo
     from dbtasks.ids import random_suffix
+    from dbtasks.models import PeriodicTask
     from dbtasks.periodic.planner import Planner
 
     backend: Any = task_backends["default"]
@@ -50,7 +53,15 @@ def main(point: str) -> None:
             engine.move_entries = then_die(engine.move_entries)
         case "after the commit":
             planner.work = die
+        case "while it waits for the due time":
+            planner._crowded = True
+            planner.foresight.wait = die  # type: ignore[method-assign]
+            planner.enqueue = lambda *args: True  # type: ignore[method-assign]
     while True:
+        if point == WAITING and engine.glance().periodic_in < 0:
+            soon = (engine.now() + datetime.timedelta(seconds=2)).replace(microsecond=0)
+            PeriodicTask.objects.update(next_due=soon)
+        planner.wake_at(engine.glance())
         planner.tick()
 
 

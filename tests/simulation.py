@@ -8,7 +8,7 @@ import dataclasses
 import datetime
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Self
 from zoneinfo import ZoneInfo
 
@@ -17,7 +17,7 @@ from django.tasks import task_backends
 
 from dbtasks import Periodic, periodic
 from dbtasks.engines import NodeInfo
-from dbtasks.models import Occurrence, ScheduledTask
+from dbtasks.models import Occurrence, PeriodicTask, ScheduledTask
 from dbtasks.periodic.planner import Planner
 from tests.clock import VirtualClock, virtual_clock
 from tests.test_options import configured
@@ -26,7 +26,7 @@ from tests.waiting import wait_until
 NOOP = "tests.app.tasks.noop"
 BEGIN = datetime.datetime(2030, 1, 5, 7, 31, 17, tzinfo=datetime.UTC)
 END = BEGIN + datetime.timedelta(days=900)
-SECOND = datetime.timedelta(seconds=1)
+MOMENT, SECOND = datetime.timedelta(milliseconds=1), datetime.timedelta(seconds=1)
 MINUTE, HOUR, DAY = (datetime.timedelta(minutes=n) for n in (1, 60, 1440))
 ZONES = ("UTC", "America/New_York", "Europe/London", "Australia/Lord_Howe", "Asia/Kathmandu")
 NAMES = [f"entry-{number}" for number in range(8)]
@@ -130,10 +130,6 @@ class Crash(BaseException):
     """The process is gone: nothing that it wanted to do is done any more."""
 
 
-class Committed(Crash):
-    """The same right after the commit."""
-
-
 class World:
     """Nodes, their settings, what operators do, and what must come of it."""
 
@@ -145,7 +141,7 @@ class World:
         self.occurrences: set[tuple[str, datetime.datetime]] = set()
         self.version = {name: random_plan(self.chance) for name in NAMES[:5]}
         self.nodes: list[tuple[Planner, dict[str, Plan]]] = []
-        self.checked = self.crashes = self.deploys = self.started = self.ran = 0
+        self.checked = self.crashes = self.deploys = self.started = self.ran = self.waits = 0
         self.doomed = False
         self.paused: dict[str, bool] = {}  # a pause outlives the entry's absence
         self.deploy_settings(self.version)
@@ -161,7 +157,7 @@ class World:
     def report(self) -> str:
         return (
             f"{(self.clock.at - BEGIN).days} days, {self.checked} occurrences checked, "
-            f"{self.crashes} crashes, {self.deploys} deploys"
+            f"{self.crashes} crashes, {self.deploys} deploys, {self.waits} written ahead"
         )
 
     # One step
@@ -194,7 +190,8 @@ class World:
             due = min(soon, default=self.clock.at + HOUR)
             if kind < 0.2:
                 self.foresee(due)
-            self.clock.set(due)
+            # A moment before, those who have prepared it begin to write.
+            self.clock.set(max(self.clock.at, due - MOMENT) if kind < 0.1 else due)
         elif kind < 0.95:
             self.clock.advance(self.chance.randint(1, 86_400) * datetime.timedelta(seconds=1))
         elif self.clock.at < END - 60 * DAY:
@@ -208,15 +205,19 @@ class World:
             planner.tick()
         self.expect()
 
+    def sleep(self, seconds: float) -> None:
+        """A node waits with what it has written."""
+        self.waits += 1
+        self.clock.advance(datetime.timedelta(seconds=seconds))
+
     def tick(self, crash: bool) -> None:
         """Some node's tick, which may crash; then another one finishes what is left."""
         planner, _ = self.chance.choice(self.nodes)
         if crash:
             self.doomed = self.chance.random() < 0.2  # to end right after the commit
-            dead, committed = self.crashing(planner.tick, self.chance.randint(0, 8))
+            dead = self.crashing(planner.tick, self.chance.randint(0, 20))
             self.doomed = False
-            if committed:
-                self.expect()
+            self.expect_what_moved()
             if dead:
                 self.restart(planner)
                 if self.chance.random() < 0.5:
@@ -224,15 +225,21 @@ class World:
         self.work_off()
         self.expect()
 
-    def expect(self) -> None:
-        """A tick was committed: what was owed at this time has been enqueued."""
-        for name, each in self.model.items():
+    def expect(self, names: Collection[str] | None = None) -> None:
+        """What these entries (default: all) owed at this time has been enqueued."""
+        for name in self.model if names is None else names:
+            each = self.model[name]
             self.occurrences |= {(name, due) for due in each.owed(self.clock.at)}
             each.settled = max(each.settled, self.clock.at)
 
+    def expect_what_moved(self) -> None:
+        """As far as ticks were committed: an entry that waits for a later time is dealt with."""
+        due = PeriodicTask.objects.filter(next_due__lte=self.clock.at)
+        self.expect(self.model.keys() - set(due.values_list("name", flat=True)))
+
     def work(self, count: int) -> None:
         if self.doomed:
-            raise Committed
+            raise Crash
 
     def work_off(self) -> None:
         """Until nothing is due: all that the model knows of."""
@@ -244,22 +251,18 @@ class World:
 
         wait_until(nothing_is_due, 30)
 
-    def crashing(self, action: Callable[[], object], at: int) -> tuple[bool, bool]:
-        """Ends the process before or after its statement number `at`.
-
-        Returns whether it ended so, and whether it had committed before.
-        """
+    def crashing(self, action: Callable[[], object], at: int) -> bool:
+        """Ends the process before or after its statement number `at`; whether it came to that."""
         count = 0
-        committed = dead = False
+        dead = False
         after = self.chance.random() < 0.5
 
         def count_statements(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
-            nonlocal count, dead, committed
+            nonlocal count, dead
             if dead or (count == at and not after):
                 dead = True
                 raise Crash
             result = execute(sql, params, many, context)
-            committed |= sql == "COMMIT"
             if count == at:
                 dead = True
                 raise Crash
@@ -269,11 +272,12 @@ class World:
         try:
             with connection.execute_wrapper(count_statements):
                 action()
-        except Crash as crash:
-            dead, committed = True, committed or isinstance(crash, Committed)
+        except Crash:
+            dead = True
             self.crashes += 1
             self.engine.close()
-        return dead, committed
+            self.clock.set(self.clock.at)  # if it advanced in the transaction that ended so
+        return dead
 
     # Nodes
 
@@ -294,6 +298,7 @@ class World:
         wait_until(planner.review, 30)
         planner.deployment.review_at = math.inf
         planner._crowded = True  # or it would not look ahead for so few
+        planner.foresight.sleep = self.sleep
         planner.wake_at(self.engine.glance())
         return planner, version
 

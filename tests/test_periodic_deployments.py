@@ -1,5 +1,6 @@
 """Several nodes with different periodic entries: the newest deployment's hold, without flapping."""
 
+import contextlib
 import datetime
 from collections.abc import Iterator
 from typing import Any
@@ -74,6 +75,31 @@ def test_the_entries_of_the_newest_deployment_hold() -> None:
     started("a", OLD)
     assert stored() == text(OLD)
     started("b", NEW)
+    assert stored() == NEW
+
+
+def test_a_deployment_whose_commit_failed_holds_at_the_next_try(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started("old", OLD)
+    with configured(periodic=NEW):
+        node = keeper("new")
+
+    class Lost(Exception):
+        """The connection, at the commit."""
+
+    @contextlib.contextmanager
+    def lost(name: str) -> Iterator[bool]:
+        with node.engine.transaction():
+            yield True
+            raise Lost
+
+    with monkeypatch.context() as patch:
+        patch.setattr(node.engine, "locked", lost)
+        with pytest.raises(Lost):
+            planner(node).review()
+    assert stored() == text(OLD)
+    tick(node)
     assert stored() == NEW
 
 

@@ -1,13 +1,15 @@
-"""Where there are many periodic entries, they are prepared a second ahead of their due time."""
+"""Where there are many periodic entries, they are prepared and written ahead of their due time."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from dbtasks import Periodic, periodic
 from dbtasks.models import Occurrence, ScheduledTask
+from dbtasks.periodic import foresight as foresight_module
 from dbtasks.periodic import planner
+from dbtasks.periodic.foresight import Foresight
 from dbtasks.timekeeper import Timekeeper
 from tests.clock import VirtualClock, virtual_clock
 from tests.test_options import configured
@@ -38,28 +40,107 @@ def node(clock: VirtualClock, monkeypatch: pytest.MonkeyPatch) -> Timekeeper:
     return node
 
 
-def prepared(node: Timekeeper) -> list[str]:
+def foresight(node: Timekeeper) -> Foresight:
     assert node.planner is not None
-    return [each.row.name for each in node.planner._foreseen.values()]
+    return node.planner.foresight
+
+
+def prepared(node: Timekeeper) -> list[str]:
+    return [each.row.name for each in foresight(node).prepared]
+
+
+def write_ahead(node: Timekeeper, clock: VirtualClock, sleep: Callable[[float], None]) -> None:
+    """A tick a millisecond before one o'clock; `sleep` is the wait for it."""
+    clock.set(clock.at.replace(hour=12, minute=59, second=59, microsecond=999_000))
+    foresight(node).sleep = sleep
+    node.look()
+    tick(node)
 
 
 def strike_one(node: Timekeeper, clock: VirtualClock) -> None:
     clock.set(clock.at.replace(hour=13, minute=0, second=0, microsecond=1000))
+    node.look()
     tick(node)
 
 
 def test_what_was_prepared_is_enqueued_when_it_is_due(
     node: Timekeeper, clock: VirtualClock
 ) -> None:
-    assert node.planner is not None
-    (ready,) = node.planner._foreseen.values()
+    (ready,) = foresight(node).prepared
     node.look()
     assert node._periodic_at > time.monotonic()  # it does not prepare it twice
     strike_one(node, clock)
-    row = ScheduledTask.objects.get()
+    row, occurrence = ScheduledTask.objects.get(), Occurrence.objects.get()
     assert row.id.hex == ready.occurrences[0].row.id
-    assert row.enqueued_at == clock.at
-    assert Occurrence.objects.get().due_at == clock.at.replace(microsecond=0)
+    assert row.enqueued_at == occurrence.enqueued_at == clock.at
+    assert occurrence.due_at == clock.at.replace(microsecond=0)
+
+
+def test_what_is_written_ahead_waits_for_its_time(node: Timekeeper, clock: VirtualClock) -> None:
+    one = clock.at.replace(hour=13, minute=0, second=0, microsecond=0)
+    waits: list[float] = []
+
+    def wake_early_once(seconds: float) -> None:
+        waits.append(seconds)
+        clock.set(one if len(waits) > 1 else clock.at + (one - clock.at) / 2)
+
+    write_ahead(node, clock, wake_early_once)
+    assert waits == [0.001, 0.0005]
+    row, occurrence = ScheduledTask.objects.get(), Occurrence.objects.get()
+    assert row.enqueued_at == occurrence.enqueued_at == occurrence.due_at == one
+    strike_one(node, clock)
+    assert enqueued() == 1
+
+
+def test_what_is_written_ahead_is_undone_if_the_clock_is_set_back(
+    node: Timekeeper, clock: VirtualClock
+) -> None:
+    write_ahead(node, clock, lambda seconds: clock.advance(-HOUR))
+    assert (enqueued(), Occurrence.objects.count()) == (0, 0)
+    strike_one(node, clock)
+    assert enqueued() == Occurrence.objects.count() == 1
+
+
+def test_what_is_written_ahead_is_undone_if_the_clock_jumps_past_the_next(
+    node: Timekeeper, clock: VirtualClock
+) -> None:
+    write_ahead(node, clock, lambda seconds: clock.advance(3 * HOUR))
+    clock.set(clock.at)  # what the transaction did to the clock was undone with it
+    tick(node)  # it makes up for what the jump has missed: the latest only
+    assert enqueued() == Occurrence.objects.count() == 1
+
+
+def test_a_clock_that_stands_is_not_waited_for(node: Timekeeper, clock: VirtualClock) -> None:
+    waits: list[float] = []
+    write_ahead(node, clock, waits.append)
+    assert len(waits) == foresight_module.QUESTIONS
+    assert (enqueued(), Occurrence.objects.count()) == (0, 0)
+
+
+def test_an_entry_that_must_not_overlap_is_judged_when_it_is_due(
+    clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planner, "CROWD", 0)
+    periodic.schedule("report", NOOP, "1h", overlap="skip")
+    node = keeper()
+    node.tick()
+    clock.set(clock.at.replace(hour=12, minute=59, second=59, microsecond=500_000))
+    node.look()
+    node.tick()
+    assert prepared(node) == []
+    strike_one(node, clock)
+    assert enqueued() == 1
+
+
+def test_two_nodes_that_write_ahead_enqueue_once(node: Timekeeper, clock: VirtualClock) -> None:
+    other = keeper("other")
+    other.tick()
+    other.look()
+    other.tick()
+    assert prepared(other) == ["report"]
+    write_ahead(node, clock, lambda seconds: clock.advance(HOUR / 3600))
+    tick(other)
+    assert enqueued() == Occurrence.objects.count() == 1
 
 
 def test_an_edit_in_the_last_moment_counts(node: Timekeeper, clock: VirtualClock) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from dbtasks import periodic
 from dbtasks.models import Occurrence, PeriodicTask, ScheduledTask
-from tests.doomed import POINTS
+from tests.doomed import POINTS, WAITING
 from tests.node import ROOT
 from tests.test_periodic import NOOP, keeper, now, tick
 from tests.waiting import wait_until
@@ -46,3 +46,26 @@ def test_a_killed_scheduler_has_done_all_of_a_tick_or_nothing(point: str) -> Non
     runs = set(ScheduledTask.objects.values_list("id", flat=True))
     assert len(runs) == ScheduledTask.objects.count() == KILLS * len(names)
     assert runs == set(Occurrence.objects.values_list("task_id", flat=True))
+
+
+def test_a_scheduler_that_is_killed_before_the_due_time_has_done_nothing() -> None:
+    names = [f"entry-{number}" for number in range(5)]
+    for name in names:
+        periodic.schedule(name, NOOP, "0 0 29 2 *")
+    survivor = keeper()
+    tick(survivor)
+    PeriodicTask.objects.update(next_due=now() - datetime.timedelta(seconds=1))
+    command = [sys.executable, "-m", "tests.doomed", WAITING]  # moves it into the future
+    doomed = subprocess.run(command, cwd=ROOT, env=os.environ, timeout=60)
+    assert doomed.returncode == -signal.SIGKILL
+    assert (Occurrence.objects.count(), ScheduledTask.objects.count()) == (0, 0)
+
+    due = PeriodicTask.objects.values_list("next_due", flat=True).distinct().get()
+
+    def is_made_up_for() -> bool:
+        tick(survivor)
+        return not PeriodicTask.objects.filter(next_due__lte=due).exists()
+
+    wait_until(is_made_up_for, 30)
+    assert sorted(Occurrence.objects.values_list("name", flat=True)) == names
+    assert ScheduledTask.objects.count() == len(names)

@@ -29,3 +29,4 @@ def test_simulated_months_agree_with_the_model(nodes: int) -> None:
         print(world.report())
     assert world.checked > 0
     assert world.crashes > 0
+    assert world.waits > 0

@@ -1,7 +1,8 @@
 """An engine's connection: how statements are worded, run and retried, and what errors mean.
 
 In the texts `{now}` is the database's UTC clock, `{in_seconds}` the same plus a parameter, `{lock}`
-locks the selected rows and `{skip_locked}` also passes over those that another transaction has.
+locks the selected rows and `{skip_locked}` also passes over those that another transaction has;
+`{greatest}` is a function of several values.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class Connected:
     SKIP_LOCKED = " FOR UPDATE SKIP LOCKED"
     INSERT_OR_IGNORE = "INSERT INTO"
     ON_CONFLICT = " ON CONFLICT DO NOTHING"
+    GREATEST = "GREATEST"
     watches_statements = False
 
     def __init__(self, alias: str, backend: str) -> None:
@@ -53,6 +55,7 @@ class Connected:
                 skip_locked=self.SKIP_LOCKED,
                 insert_or_ignore=self.INSERT_OR_IGNORE,
                 on_conflict=self.ON_CONFLICT,
+                greatest=self.GREATEST,
                 **more,
             )
         return self._statements[key]

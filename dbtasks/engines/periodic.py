@@ -41,11 +41,12 @@ AHEAD = """
 SELECT {now}, MIN(next_due) FROM dbtasks_periodictask WHERE backend = %s AND next_due > {now}"""
 STATUSES = "SELECT id, status FROM dbtasks_scheduledtask WHERE id IN ({ids})"
 
+# A tick may write a moment before the due time; what it wrote is seen at the due time.
 OCCURRENCES = """
 {insert_or_ignore} dbtasks_occurrence
     (backend, name, due_at, task_id, enqueued_at, enqueued_by, skipped)
-VALUES {rows}{on_conflict}"""
-OCCURRENCE_ROW = "(%s, %s, %s, %s, {now}, %s, %s)"
+{rows}{on_conflict}"""
+OCCURRENCE_ROW = "(%s, %s, %s, %s, {greatest}({now}, %s), %s, %s)"
 OCCURRENCE = """
 SELECT task_id, skipped FROM dbtasks_occurrence WHERE backend = %s AND name = %s AND due_at = %s"""
 OCCURRENCES_PRUNE = "DELETE FROM dbtasks_occurrence WHERE backend = %s AND due_at < %s"
@@ -188,16 +189,18 @@ class PeriodicTables(Connected, abc.ABC):
         self, occurrences: Sequence[NewOccurrence], node_name: str
     ) -> Sequence[NewOccurrence]:
         """Returns those that did not exist: each due time has one, whoever inserted it."""
-        time = functools.cache(self.time)
-        values = [
-            (self.backend, each.name, time(each.due_at), each.task_id, node_name, each.skipped)
-            for each in occurrences
-        ]
-        rows = ", ".join([self.sql(OCCURRENCE_ROW)] * len(values))
-        count = self.run(OCCURRENCES, list(itertools.chain(*values)), rows=rows)
-        if count == len(occurrences):
+        if self.run_occurrences(occurrences, node_name) == len(occurrences):
             return occurrences
         return [each for each in occurrences if self.is_ours(each)]
+
+    def run_occurrences(self, occurrences: Sequence[NewOccurrence], node_name: str) -> int:
+        time = functools.cache(self.time)
+        values = [
+            (self.backend, o.name, due := time(o.due_at), o.task_id, due, node_name, o.skipped)
+            for o in occurrences
+        ]
+        rows = "VALUES " + ", ".join([self.sql(OCCURRENCE_ROW)] * len(values))
+        return self.run(OCCURRENCES, list(itertools.chain(*values)), rows=rows)
 
     def is_ours(self, occurrence: NewOccurrence) -> bool:
         key = (self.backend, occurrence.name, self.time(occurrence.due_at))

@@ -86,6 +86,7 @@ class SQLiteEngine(ByQueueEngine):
     IN_SECONDS = "strftime('%%Y-%%m-%%d %%H:%%M:%%f', 'now', %s || ' seconds')"
     LOCK = ""  # the transaction has the whole database
     SKIP_LOCKED = ""
+    GREATEST = "MAX"
     SETTLED = SETTLED
 
     @contextlib.contextmanager

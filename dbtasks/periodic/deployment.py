@@ -56,6 +56,9 @@ class Deployment:
             self.hold()
         elif found.holds != self.fingerprint:
             self.tell(found)
+
+    def reviewed(self) -> None:
+        """After the commit of `review`: what it wrote is there."""
         self._begun = True
         self.review_at = time.monotonic() + REVIEW
 

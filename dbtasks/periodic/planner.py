@@ -3,7 +3,8 @@
 Everything that decides is in the database: its clock, and each entry's `next_due`. The user's code
 (arguments that are callables) runs before the lock is taken; then one transaction looks whether
 what was prepared is still what is due, inserts occurrences and tasks, and moves the entries on. A
-node that is killed anywhere on the way has done all of it or nothing.
+node that is killed anywhere on the way has done all of it or nothing. Where many are due together,
+foresight.py lets the transaction begin early and end in time.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from django.tasks.base import Task as DjangoTask
 
@@ -22,8 +23,9 @@ from ..engines.base import Glance, StillDue
 from ..execution import described
 from ..ids import dashed
 from .calls import new_row, periodic_task, stand_in
-from .definition import SKIP_TOLERANCE, BoundPeriodic
+from .definition import BoundPeriodic
 from .deployment import Deployment
+from .foresight import CROWD, ClockStands, Foresight, Prepared
 from .stored import entry_of_row
 
 if TYPE_CHECKING:
@@ -37,19 +39,8 @@ MOST, MOST_OF_ONE = 1000, 100  # occurrences in one tick, of all entries and of 
 # Seconds between two looks at entries that are due but only newer nodes can enqueue; after so many
 # seconds it is said that none could.
 ELSEWHERE_LOOK, ELSEWHERE = 1.0, 60.0
-# Where there are more than CROWD entries, those that are due together are prepared so many seconds
-# ahead: when their time comes, they are only written.
-CROWD, FORESIGHT = 50, 1.0
 SET_BACK = datetime.timedelta(seconds=1)  # a clock that goes back further was set
 UNFINISHED = ("READY", "RUNNING")
-
-
-class Prepared(NamedTuple):
-    """An entry that is due, what there is to enqueue of it, and when it is due next."""
-
-    row: PeriodicRow
-    occurrences: Sequence[NewOccurrence]
-    next_due: datetime.datetime | None
 
 
 class Planner:
@@ -74,9 +65,8 @@ class Planner:
         self._told: set[tuple[str, str]] = set()
         self._not_before = float("-inf")  # monotonic
         self._clock: datetime.datetime | None = None
-        self._crowded = self._foresees = False
-        self._foreseen: dict[int, Prepared] = {}
-        self._foresaw: datetime.datetime | None = None
+        self._crowded = False
+        self.foresight = Foresight(self.engine, self.prepare_ahead)
 
     def wake_at(self, glance: Glance) -> float:
         """When `tick` is to be called (monotonic)."""
@@ -84,11 +74,8 @@ class Planner:
             self._clock = glance.now
         at = self.deployment.review_at
         if glance.periodic_in is not None:
-            wait = max(0.0, glance.periodic_in)
-            self._foresees = self._crowded and not self.is_foreseen(glance)
-            if self._foresees:
-                wait = max(0.0, wait - FORESIGHT)
-            at = min(at, time.monotonic() + wait)
+            due_at = time.monotonic() + max(0.0, glance.periodic_in)
+            at = min(at, self.foresight.call_at(glance) if self._crowded else due_at)
         return max(at, self._not_before)
 
     def tick(self) -> None:
@@ -97,10 +84,11 @@ class Planner:
         if time.monotonic() >= self.deployment.review_at and not self.review():
             self._not_before = time.monotonic() + LOCK_RETRY
             return
+        if foreseen := self.foresight.take():
+            self.enqueue_in_time(foreseen)
         now, rows = self.engine.periodic_due()
         if now is None:
-            if self._foresees:
-                self.foresee()
+            self.foresight.look()
             return
         self._crowded |= len(rows) > CROWD
         self._clock = max(now, self._clock or now)
@@ -123,6 +111,8 @@ class Planner:
                 self._crowded = len(rows) > CROWD
                 if self._clock is None:
                     self._clock = max((row.last_due for row in rows if row.last_due), default=None)
+        if got:
+            self.deployment.reviewed()
         return got
 
     def set_back(self, now: datetime.datetime) -> bool:
@@ -146,40 +136,34 @@ class Planner:
 
     # Before the due time
 
-    def is_foreseen(self, glance: Glance) -> bool:
-        """Whether what is due next was looked at."""
-        if self._foresaw is None or glance.periodic_in is None:
-            return False
-        ahead = (self._foresaw - glance.now).total_seconds()
-        return glance.periodic_in <= 0 or abs(ahead - glance.periodic_in) < 0.001
+    def prepare_ahead(self, row: PeriodicRow) -> Prepared | None:
+        """One run of the row; None where what it needs is not known before it is due."""
+        entry = self.entry_of(row)
+        if entry is None or row.next_due is None or row.overlap == "skip":
+            return None
+        if entry.args_text is None or entry.kwargs_text is None:
+            return None
+        task, error = self.task_of(entry)
+        if error is not None:
+            return None
+        occurrence = NewOccurrence(row.name, row.next_due, *self.call(entry, task, None))
+        return Prepared(row, [occurrence], entry.next_or_none(row.next_due))
 
-    def foresee(self) -> None:
-        """Prepares what is due soon, but for arguments that are callables: those wait till then."""
-        self._foreseen, self._foresees = {}, False
-        rows = self.engine.periodic_soon(FORESIGHT + 0.1)
-        self._foresaw = rows[0].next_due if rows else None
-        for row in rows[:MOST]:
-            entry = self.entry_of(row)
-            if entry is None or entry.args_text is None or entry.kwargs_text is None:
-                continue
-            task, error = self.task_of(entry)
-            if error is None and row.next_due is not None:
-                occurrence = NewOccurrence(row.name, row.next_due, *self.call(entry, task, None))
-                following = entry.next_or_none(row.next_due)
-                self._foreseen[row.id] = Prepared(row, [occurrence], following)
-
-    def foreseen(self, row: PeriodicRow, now: datetime.datetime) -> Prepared | None:
-        """What was prepared for the row, if it is still right: the row as it was, and in time."""
-        found = self._foreseen.get(row.id)
-        if found is None or row.next_due is None:
-            return None
-        if (found.row.edition, found.row.next_due) != (row.edition, row.next_due):
-            return None
-        if now - row.next_due >= SKIP_TOLERANCE or (found.next_due and found.next_due <= now):
-            return None
-        (occurrence,) = found.occurrences
-        at_due = occurrence._replace(row=occurrence.row._replace(enqueued_at=now))
-        return found._replace(row=row, occurrences=[at_due])
+    def enqueue_in_time(self, foreseen: Sequence[Prepared]) -> None:
+        """Writes what will be due in a moment and commits when it is."""
+        began = time.monotonic()
+        try:
+            with self.engine.locked(PERIODIC_LOCK) as got:
+                if not got:
+                    return
+                prepared = self.foresight.still_right(foreseen, self.engine.now())
+                if not prepared:
+                    return
+                new = self.write(prepared, max(each.occurrences[0].due_at for each in prepared))
+                self.foresight.wait(prepared, began)
+        except ClockStands:
+            return
+        self.tell(new)
 
     # Before the lock
 
@@ -201,8 +185,6 @@ class Planner:
         return prepared, left
 
     def prepare(self, row: PeriodicRow, now: datetime.datetime) -> Prepared | None:
-        if foreseen := self.foreseen(row, now):
-            return foreseen
         entry = self.entry_of(row)
         if entry is None or row.next_due is None:
             return None
@@ -280,16 +262,21 @@ class Planner:
         with self.engine.locked(PERIODIC_LOCK) as got:
             if not got:
                 return False
-            still = self.engine.periodic_still_due(now)
-            ready = [each for each in prepared if is_unchanged(each.row, still.get(each.row.id))]
-            wanted = self.without_overlaps(ready, still)
-            new = self.engine.enqueue_occurrences(wanted, self.node.name)
-            last = {each.name: each.task_id for each in new if not each.skipped}
-            self.engine.move_entries(
-                [settled(each, last.get(each.row.name)) for each in ready], self.node.name
-            )
+            new = self.write(prepared, now)
         self.tell(new)
         return True
+
+    def write(self, prepared: Iterable[Prepared], now: datetime.datetime) -> list[NewOccurrence]:
+        """Of what was prepared, what is due by `now` and unchanged; returns what is new."""
+        still = self.engine.periodic_still_due(now)
+        ready = [each for each in prepared if is_unchanged(each.row, still.get(each.row.id))]
+        wanted = self.without_overlaps(ready, still)
+        new = self.engine.enqueue_occurrences(wanted, self.node.name)
+        last = {each.name: each.task_id for each in new if not each.skipped}
+        self.engine.move_entries(
+            [settled(each, last.get(each.row.name)) for each in ready], self.node.name
+        )
+        return new
 
     def without_overlaps(
         self, ready: Iterable[Prepared], still: dict[int, StillDue]

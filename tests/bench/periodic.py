@@ -54,11 +54,12 @@ def due(contender: Contender, count: int, rounds: int) -> dict[str, float]:
     """From the due time until its occurrences are committed, and until the first task starts."""
     begin(contender, count, f"{EVERY}s")
     delays: list[float] = []
-    with contender.running(1):
+    with contender.running(1) as processes:
         wait_until(functools.partial(occurred, contender), 60, "the first due time")
         moments = [time.time() // EVERY * EVERY + (n + 1) * EVERY for n in range(rounds)]
         for moment in moments:
             delays += watched(contender, count, moment)
+        contender.wait_drained(processes)  # or the first start of the last due time is missing
     query = (
         "SELECT o.due_at, min(started_at) FROM dbtasks_occurrence o "
         "JOIN dbtasks_scheduledtask t ON t.id = o.task_id "
