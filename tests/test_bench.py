@@ -116,9 +116,9 @@ def test_the_page_has_a_chapter_for_each_measure_that_ran_and_names_its_machine(
     ]
     files = page(figures, MACHINE, 3)
     assert sorted(files) == [
-        "benchmark-drain-sqlite.svg",
-        "benchmark-flat-sqlite.svg",
         "benchmark.md",
+        "images/benchmark-drain-sqlite.svg",
+        "images/benchmark-flat-sqlite.svg",
     ]
     text = files["benchmark.md"]
     assert "Some CPU" in text

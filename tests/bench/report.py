@@ -114,7 +114,7 @@ def page(
             here = [figure for figure in found if figure.database == database]
             lines += ["", f"### {chapter.title} on {database}", "", table(here)]
             if charted := [figure for figure in here if figure.unit == chapter.charted]:
-                name = f"benchmark-{measure}-{database}.svg"
+                name = f"images/benchmark-{measure}-{database}.svg"
                 title = f"{chapter.title} on {database}, {chapter.charted}"
                 files[name] = chart(title, charted)
                 lines += ["", f"![{title}]({name})"]
@@ -144,7 +144,7 @@ def write(root: Path, files: dict[str, str], quoted: str) -> None:
     before, rest = text.split(BEGIN, 1)
     after = rest.split(END, 1)[1]
     folder = root / "docs"
-    folder.mkdir(exist_ok=True)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (folder / name).write_text(content)
     readme.write_text(f"{before}{BEGIN}\n{quoted}\n{END}{after}")
