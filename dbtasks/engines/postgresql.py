@@ -32,7 +32,7 @@ from .portable import (
     in_claim_order,
     insert_sql,
 )
-from .prepared import Prepared
+from .prepared import PreparedAlone, PreparedInside
 from .upkeep import bounded
 
 # One queue: the index gives the rows in claim order, nothing is sorted.
@@ -201,7 +201,8 @@ class PostgreSQLEngine(Networked, PortableEngine):
         super().__init__(alias, backend)
         self.channel = channel_name(backend)
         self.notices = Notices()
-        self.finish_and_claim_one = Prepared(self.sql(FINISH_ONE_AND_CLAIM_ONE))
+        self.finish_and_claim_one = PreparedAlone(self.sql(FINISH_ONE_AND_CLAIM_ONE))
+        self.insert_one = PreparedInside(insert_sql(1))
         self._only_one = NOT_ONE  # replaced whole: threads share it
 
     # Producing
@@ -210,8 +211,15 @@ class PostgreSQLEngine(Networked, PortableEngine):
         return None if value is None else as_utc(value)
 
     def insert_batch(self, rows: Sequence[NewTask], notify: bool) -> None:
-        told = self.notices.due(self.connection, {row.queue for row in rows}) if notify else []
-        insert, parameters = insertion(self.insert_values(row) for row in rows)
+        connection = self.connection
+        queues = {row.queue for row in rows}
+        told = self.notices.due(connection, queues) if notify else ()
+        if len(rows) == 1 and not told:
+            values = self.insert_values(rows[0])
+            if not self.insert_one.run(connection, values):
+                self.run(insert_sql(1), values)
+            return
+        insert, parameters = insertion(map(self.insert_values, rows))
         if told:
             self.run(INSERT_AND_NOTIFY, [*parameters, self.channel, told], insert=insert)
         else:
