@@ -4,6 +4,7 @@ They are kept, renewed, and done without.
 """
 
 import contextlib
+import datetime
 from typing import Any
 
 import pytest
@@ -129,6 +130,9 @@ class TestThePlan:
         assert not connection.in_atomic_block
 
 
+NOON = datetime.datetime(
+    2026, 1, 31, 12, 0, 0, 1, tzinfo=datetime.timezone(datetime.timedelta(hours=2))
+)
 MANY = prepared.CALLS_BEFORE + 5
 
 
@@ -160,7 +164,7 @@ class TestThePlanOfAnInsert:
         insert(engine)
         execute("DEALLOCATE ALL")  # as a pooler does when it lends the connection to others
         assert insert(engine).count("PREPARE") == 1
-        assert engine.insert_one.usable
+        assert engine.insert_ready.usable
 
     def test_another_connection_has_its_own(self, engine: Any) -> None:
         insert(engine)
@@ -169,7 +173,7 @@ class TestThePlanOfAnInsert:
         assert elsewhere(lambda: insert(engine)).count("PREPARE") == 1
 
     def test_where_somebody_else_made_it_it_is_used(self, engine: Any) -> None:
-        execute(engine.insert_one.prepare)
+        execute(engine.insert_ready.prepare)
         sent = insert(engine)
         assert sent.count("PREPARE") == 0
         assert sent.count("EXECUTE") == MANY - prepared.CALLS_BEFORE
@@ -209,9 +213,30 @@ class TestThePlanOfAnInsert:
             assert insert(engine).count("INSERT") == MANY
         finally:
             engine.close()
-        assert not engine.insert_one.usable
+        assert not engine.insert_ready.usable
 
     def test_whoever_counts_the_statements_sees_the_inserts(self, engine: Any) -> None:
         with CaptureQueriesContext(connection), transaction.atomic():
             sent = insert(engine)
         assert sent.count("INSERT") == MANY
+
+    def test_its_rows_are_those_of_the_plain_statement(self, engine: Any) -> None:
+        told = {"queue": "mail", "priority": -7, "args": '["a"]', "policy": '{"retain":60}'}
+        row = new_task(**told, enqueued_at=NOON)  # type: ignore[arg-type]
+        engine.insert([row], notify=False)
+        with statements() as seen, transaction.atomic():
+            for number in range(MANY):
+                engine.insert([row._replace(id=f"{number:032x}")], notify=False)
+        assert seen[-1][0].startswith("EXECUTE")
+        rows = engine.rows("SELECT to_jsonb(t) - 'id' FROM dbtasks_scheduledtask t")
+        assert len(rows) == MANY + 1
+        assert all(other == rows[0] for other in rows)
+        assert stored(row.id).enqueued_at == NOON
+
+    def test_rows_that_wait_for_their_time_do_without(self, engine: Any) -> None:
+        deferred = new_task(due_in=60)
+        with transaction.atomic():
+            insert(engine)
+            engine.insert([deferred], notify=False)
+        assert stored(deferred.id).due_at == deferred.due_at
+        assert stored(deferred.id).ready_queue is None

@@ -38,7 +38,7 @@ EXISTS = "SELECT 1 FROM pg_prepared_statements WHERE name = %s"
 
 
 class Prepared:
-    """One statement, whose text has %s for its parameters."""
+    """One statement, whose text has %s for its parameters, and $n where the nth comes again."""
 
     def __init__(self, text: str) -> None:
         numbers = itertools.count(1)
