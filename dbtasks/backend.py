@@ -180,7 +180,16 @@ class DatabaseBackend(BaseTaskBackend):
         Raises TypeError or ValueError that names the argument which JSON cannot hold, InvalidTask,
         and ImproperlyConfigured where OPTIONS are wrong.
         """
-        return self.enqueue_all([(task, args, kwargs)])[0]
+        settings = self.settings
+        if settings.immediate:
+            return self.enqueue_all([(task, args, kwargs)])[0]
+        # Else as enqueue_all does it, without its lists: what is done here is done for each call.
+        shape, args, kwargs = self.shape_of(task), list(args), dict(kwargs)
+        row = self.row_of(shape, args, kwargs, timezone.now())
+        result = self.new_result(shape, args, kwargs, row)
+        self.engine.insert((row,), settings.notify)
+        self.announce((result,))
+        return result
 
     def enqueue_all(
         self, calls: Iterable[tuple[DjangoTask, Sequence[Any], Mapping[str, Any]]]

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import record
+from tests.bench import enqueue, record
 from tests.bench.__main__ import parse, wanted_of
 from tests.bench.chart import chart
 from tests.bench.databases import Database
-from tests.bench.enqueue import one_of_each
 from tests.bench.figures import Case, Figure, percentile, repeat
 from tests.bench.flat import EMPTY, relative
 from tests.bench.fleet import Chore, computed, simulated, split
@@ -20,7 +19,7 @@ from tests.bench.peers import dj_queue, procrastinate
 from tests.bench.pickup import delays_of, times
 from tests.bench.record import Record
 from tests.bench.report import BEGIN, CHAPTERS, END, page, quotation, write
-from tests.bench.scale import how_many
+from tests.bench.scale import busy, how_many
 from tests.bench.table import number, shown, table
 
 pytestmark = pytest.mark.once
@@ -187,7 +186,7 @@ def test_a_product_is_one_producer_however_many_kinds_of_worker_it_has():
         procrastinate.contender(NOWHERE, "python", 1),
         procrastinate.contender(NOWHERE, "python", 10),
     ]
-    assert [peer.name for peer in one_of_each(contenders)] == ["dj-queue", "procrastinate"]
+    assert [peer.name for peer in enqueue.one_of_each(contenders)] == ["dj-queue", "procrastinate"]
 
 
 def test_options_reach_the_product_by_its_environment():
@@ -290,3 +289,20 @@ def test_a_simulation_tells_what_went_wrong():
 
     with pytest.raises(RuntimeError, match="OSError"):
         simulated([Chore("a", 50.0, fail)], 1, 1.0)
+
+
+def test_notify_is_compared_by_the_medians():
+    share = enqueue.relative(figure(80, 95, 300), figure(100, 10, 1000, who="off"))
+    assert (share.values, share.unit, share.who) == ([95.0], "% of notify off", "dbtasks")
+
+
+def test_a_worker_is_busy_from_its_first_claim_to_its_last_finish():
+    def moment(seconds: int) -> str:
+        return f"2026-01-31 12:00:{seconds:02}"
+
+    runs = [
+        ("a", moment(3), moment(5), "1.5"),
+        ("a", moment(1), moment(3), "1.5"),
+        ("b", moment(20), moment(26), "3.0"),
+    ]
+    assert busy(runs) == 0.6

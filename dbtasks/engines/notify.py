@@ -52,6 +52,8 @@ class OpenTransaction(threading.local):
     def untold(self, hooks: Any, queues: Collection[str]) -> list[str]:
         if hooks is not self._hooks:
             self._hooks, self._told = hooks, set()
+        elif self._told.issuperset(queues):
+            return []
         untold = [queue for queue in queues if queue not in self._told]
         self._told.update(untold)
         return untold

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tests.bench.contender import Contender
 from tests.bench.figures import Case, Figure
@@ -18,18 +19,40 @@ def measure(stage: Stage) -> list[Figure]:
     sizes = stage.sizes
     ours = stage.ours()
     others = one_of_each(stage.peers)
-    silent = stage.ours("dbtasks, notify off", notify=False)
     cases = []
     for mode, name in MODES.items():
         count = sizes.enqueue * (10 if mode == "bulk" else 1)
         for contender in (ours, *others):
             run = functools.partial(once, contender, "enqueue", mode, count)
             cases.append(Case(contender.name, name, run))
-    notified = [ours, silent] if stage.database.vendor == "postgresql" else [ours]
-    for contender in (*notified, *others):
-        run = functools.partial(once, contender, "crowd", sizes.producers, sizes.enqueue)
-        cases.append(Case(contender.name, f"{sizes.producers} processes at once", run))
-    return stage.repeat("enqueue", cases)
+    cases += [at_once(contender, sizes.producers, sizes.enqueue) for contender in others]
+    return [*stage.repeat("enqueue", cases), *crowds(stage, ours)]
+
+
+def crowds(stage: Stage, ours: Contender) -> list[Figure]:
+    """With and without NOTIFY, where there is one.
+
+    That makes less of a difference than the disk does from second to second, so that it takes many
+    short turns to see it.
+    """
+    contenders = [ours]
+    if notifies := stage.database.vendor == "postgresql":
+        contenders.append(stage.ours("dbtasks, notify off", notify=False))
+    sizes = stage.sizes
+    cases = [at_once(each, sizes.producers, sizes.crowd) for each in contenders]
+    figures = stage.repeat("enqueue", cases, sizes.crowds)
+    return [*figures, relative(*figures)] if notifies else figures
+
+
+def at_once(contender: Contender, producers: int, count: int) -> Case:
+    run = functools.partial(once, contender, "crowd", producers, count)
+    return Case(contender.name, f"{producers} processes at once", run)
+
+
+def relative(notified: Figure, silent: Figure) -> Figure:
+    """The medians' ratio."""
+    share = notified.median / silent.median * 100
+    return replace(notified, unit="% of notify off", values=[share])
 
 
 def once(contender: Contender, *work: object) -> dict[str, float]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from tests.bench.chart import chart
 from tests.bench.figures import Figure
 from tests.bench.fleet import THREADS
+from tests.bench.stage import FULL
 from tests.bench.table import number, render, table
 
 BEGIN, END = "<!-- benchmark: written by make bench WRITE=1 -->", "<!-- end of benchmark -->"
@@ -62,13 +63,15 @@ CHAPTERS = {
     ),
     "enqueue": Chapter(
         "Enqueue",
-        "Calls per second. “At once”: all processes together, one commit per call.",
+        "Calls per second. “At once”: all processes together, one commit per call; ours with and "
+        f"without NOTIFY by {FULL.crowds} short turns each, compared by their medians.",
         "calls/s",
     ),
     "scale": Chapter(
         "Scale",
         "Tasks that wait for so long as a call to a service would, by workers and by nodes. What "
-        "is missing from 100 % of the workers' time is what the queue costs, and the lack of CPUs.",
+        "is missing from 100 % of the workers' time, from a worker's first claim to its last "
+        "finish, is what the queue costs, and the lack of CPUs.",
         "tasks/s",
     ),
     "fleet": Chapter(

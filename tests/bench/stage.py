@@ -28,10 +28,12 @@ class Sizes:
     backlog: int = 200_000
     failed: int = 100_000
     expired: int = 300_000
-    flat: int = 20_000
+    flat: int = 50_000
     flat_seconds: float = 5.0
     enqueue: int = 2_000
     producers: int = 8
+    crowd: int = 500  # calls of each producer
+    crowds: int = 15  # turns
     scale_seconds: float = 2.0
     scale_workers: tuple[int, ...] = (1, 2, 4, 8, 16)
     scale_milliseconds: tuple[int, ...] = (0, 1, 10, 100)
@@ -57,21 +59,24 @@ QUICK = Sizes(
     overtake_milliseconds=(10,),
     idle_seconds=1.0,
     idle_workers=(8,),
-    history=20_000,
+    history=10_000,
     backlog=10_000,
     failed=5_000,
-    expired=20_000,
-    flat=1_000,
+    expired=10_000,
+    flat=2_000,
     flat_seconds=1.0,
     enqueue=200,
     producers=4,
+    crowd=200,
+    crowds=2,
     scale_seconds=0.5,
     scale_workers=(4,),
     scale_milliseconds=(10,),
     scale_nodes=(),
-    periodic_rounds=2,
     scale_batches=(),
     kills=1,
+    periodic=300,
+    periodic_rounds=1,
     fleet_nodes=10,
     fleet_seconds=1.0,
     fleet_tries=20,
@@ -99,6 +104,7 @@ class Stage:
         contender.migrate()
         return contender
 
-    def repeat(self, measure: str, cases: Sequence[Case]) -> list[Figure]:
+    def repeat(self, measure: str, cases: Sequence[Case], times: int | None = None) -> list[Figure]:
+        """`times`: how often, if not as often as all else."""
         vendor = self.database.vendor
-        return repeat(measure, vendor, cases, self.sizes.repetitions, self.tell)
+        return repeat(measure, vendor, cases, times or self.sizes.repetitions, self.tell)
