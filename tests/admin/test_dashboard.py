@@ -6,7 +6,6 @@ import datetime
 import json
 import re
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,40 +18,20 @@ from dbtasks.admin.words import duration, number, size
 from dbtasks.engines import Engine
 from dbtasks.engines.looks import Text
 from dbtasks.models import Node, ScheduledTask, Statistic, Worker
+from tests.admin.test_tasks import TWO, failed, messages_of, text_of
 from tests.admin_site import (
     DASHBOARD,
     EVIL,
     LIST,
     LIVE,
-    admin_site,
     assert_escaped,
     browser_of,
-    forget_people,
     log_of_actions,
     person,
 )
 from tests.engines import EVERYTHING, ME, fresh_engine, new_task, node, outcome_of, put, statements
-from tests.test_admin_tasks import TWO, failed, messages_of, text_of
 
 PARTS = {"headline", "now", "queues", "nodes", "periodic", "failures"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def site(tables: None) -> Iterator[None]:
-    with admin_site():
-        yield
-
-
-@pytest.fixture
-def engine(db: None, site: None) -> Iterator[Engine]:
-    forget_people()
-    yield fresh_engine()
-    forget_people()
-
-
-@pytest.fixture
-def root(engine: Engine) -> Client:
-    return browser_of(person("root", superuser=True))
 
 
 def count(engine: Engine, **counts: int) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import re
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,10 +17,8 @@ from tests.admin_site import (
     EVERY_OPERATION,
     EVIL,
     LIST,
-    admin_site,
     assert_escaped,
     browser_of,
-    forget_people,
     log_of_actions,
     person,
 )
@@ -39,24 +36,6 @@ from tests.engines import (
 )
 
 DOES = "tests.app.tasks.noop"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def site(tables: None) -> Iterator[None]:
-    with admin_site():
-        yield
-
-
-@pytest.fixture
-def engine(db: None, site: None) -> Iterator[Engine]:
-    forget_people()
-    yield fresh_engine()
-    forget_people()
-
-
-@pytest.fixture
-def root(engine: Engine) -> Client:
-    return browser_of(person("root", superuser=True))
 
 
 def failed(engine: Engine, error: str = "builtins.ValueError", **changes: Any) -> str:
