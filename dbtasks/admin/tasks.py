@@ -24,10 +24,11 @@ from .lines import in_order, line_of, state_of
 from .operate import operate
 from .operations import allowed_operations
 from .pages import Pages
-from .query import STATE_WORDS, WITHIN, asked_for, clean, look_of
+from .query import STATE_WORDS, WITHIN, asked_for, clean, look_of, word_of
 from .readonly import ReadOnlyAdmin
 from .switches import entry, switch
 from .timeline import timeline_of
+from .words import showable
 
 PER_PAGE = 100
 SHOWN = 20_000  # characters of arguments and of a return value
@@ -129,7 +130,8 @@ class ScheduledTaskAdmin(ReadOnlyAdmin):
         texts = looks(backend).texts(row.id, SHOWN, ERRORS_SHOWN)
         if not texts:
             raise Http404("The task was deleted a moment ago.")
-        workers = row.worker_ids if isinstance(row.worker_ids, list) else []
+        listed = row.worker_ids if isinstance(row.worker_ids, list) else []
+        workers = [showable(str(worker)) for worker in listed]
         attempts, more_attempts = attempts_of(texts["errors"], workers)
         policy = policy_from_text(row.policy)
         using = backend.parsed.database
@@ -138,7 +140,7 @@ class ScheduledTaskAdmin(ReadOnlyAdmin):
             "row": row,
             "line": line_of(row, {}),
             "state": state_of(row),
-            "state_word": STATE_WORDS[state_of(row)],
+            "state_word": word_of(state_of(row)),
             "pages": Pages(self.admin_site.name, backend),
             "operations": allowed_operations(request, state_of(row)),
             "texts": [

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
-from ..fields import utc_value
+from ..fields import in_range, read_value, utc_value
 from .base import Engine
 from .connection import Connected
 from .portable import READY_QUEUES
@@ -54,10 +54,10 @@ SELECT %s AS name,
     (SELECT COUNT(*) FROM (
         SELECT precedence FROM dbtasks_scheduledtask{index} WHERE backend = %s AND ready_queue = %s
         ORDER BY precedence LIMIT %s) counted) AS depth,
-    (SELECT MIN(since) FROM (
+    (SELECT {first} FROM (
         SELECT COALESCE(run_after, enqueued_at) AS since FROM dbtasks_scheduledtask{index}
         WHERE backend = %s AND ready_queue = %s ORDER BY precedence, id LIMIT %s) first) AS first,
-    (SELECT COALESCE(run_after, enqueued_at) FROM dbtasks_scheduledtask{index}
+    (SELECT {last} FROM dbtasks_scheduledtask{index}
      WHERE backend = %s AND ready_queue = %s AND precedence = (
         SELECT MAX(precedence) FROM dbtasks_scheduledtask{index}
         WHERE backend = %s AND ready_queue = %s)
@@ -271,7 +271,7 @@ class Looks:
             int(deferred),
             int(paused),
             int(running),
-            None if due is None else utc_value(due, connection),
+            None if due is None else read_value(due, connection),
         )
 
     def depths(self) -> list[Depth]:
@@ -284,12 +284,16 @@ class Looks:
         for name in names:
             here = [self.backend, name]
             parameters += [name, *here, CAP + 1, *here, AGES_READ, *here, *here]
-        one = QUEUE_DEPTH.format(index=self.index("dbtasks_claim"))
+        one = QUEUE_DEPTH.format(
+            index=self.index("dbtasks_claim"),
+            first=in_range("MIN(since)", self.vendor),
+            last=in_range("COALESCE(run_after, enqueued_at)", self.vendor),
+        )
         text = " UNION ALL ".join([f"SELECT * FROM ({one}) one"] * len(names))
         connection = self.engine.connection
         found = []
         for name, depth, *times in self.engine.rows("{depths}", parameters, depths=text):
-            waits = [utc_value(time, connection) for time in times if time is not None]
+            waits = [read_value(time, connection) for time in times if time is not None]
             found.append(Depth(str(name), int(depth), min(waits, default=None)))
         return found
 

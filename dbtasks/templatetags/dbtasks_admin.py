@@ -14,7 +14,7 @@ from django.utils.safestring import SafeString
 
 from ..admin.lines import short_path
 from ..admin.pages import Pages
-from ..admin.query import STATE_WORDS
+from ..admin.query import word_of
 from ..admin.words import aware, duration, number, size
 
 if TYPE_CHECKING:
@@ -33,9 +33,7 @@ def address(pages: Pages, name: str, *args: Any, **query: Any) -> str:
 @register.simple_tag
 def state(name: str) -> SafeString:
     """A state as a coloured word."""
-    return format_html(
-        '<span class="dbtasks-state dbtasks-{}">{}</span>', name, STATE_WORDS.get(name, name)
-    )
+    return format_html('<span class="dbtasks-state dbtasks-{}">{}</span>', name, word_of(name))
 
 
 @register.filter
