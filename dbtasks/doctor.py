@@ -16,6 +16,7 @@ from django.db.migrations.loader import MigrationLoader
 from .backend import DatabaseBackend
 from .engines.connection import migrate_command
 from .engines.examine import Facts, TableHealth, facts
+from .fields import OnlyPartialIndex
 from .models import APP_LABEL, ScheduledTask
 from .troubles import Trouble, judge, look, told
 
@@ -97,6 +98,7 @@ def indexes(backend: DatabaseBackend) -> list[Trouble]:
         )
         for index in ScheduledTask._meta.indexes
         if index.name not in existing
+        and not (isinstance(index, OnlyPartialIndex) and not index.exists_on(connection))
     ]
 
 

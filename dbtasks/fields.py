@@ -215,3 +215,11 @@ class PartialIndex(models.Index):
         return models.Index(fields=list(self.fields), name=self.name).remove_sql(
             model, schema_editor, **kwargs
         )
+
+
+class OnlyPartialIndex(PartialIndex):
+    """A partial index that is left out where there are none: over all rows it would cost each."""
+
+    @staticmethod
+    def exists_on(connection: Any) -> bool:
+        return bool(connection.features.supports_partial_indexes)

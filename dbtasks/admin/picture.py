@@ -19,7 +19,7 @@ from . import charts, entries
 from .choice import looks
 from .lines import short_path
 
-FAILURES_WINDOW = 20_000  # rows of the history that each refresh looks at
+FAILURES_WINDOW = 20_000  # rows of the history that each refresh looks at, without an index
 GROUPS_SHOWN = 20
 WORKERS_SHOWN = 300
 # So many of the tasks that finished lately, and at least so many: then the headline says so.

@@ -169,7 +169,7 @@ def list_of(request: HttpRequest, backend: DatabaseBackend, pages: Pages) -> dic
     """The found tasks, the filter's choices and the way to what is older."""
     look, asked = look_of(request.GET.dict()), asked_for(request.GET.dict())
     view = looks(backend)
-    found = view.find(look, PER_PAGE)
+    found = view.find_patiently(look, PER_PAGE)
     using = backend.parsed.database
     rows = in_order(
         ScheduledTask.objects.using(using).defer(*GIANT, "policy").filter(pk__in=found.ids),
@@ -208,7 +208,6 @@ def list_of(request: HttpRequest, backend: DatabaseBackend, pages: Pages) -> dic
         "following": pages.tasks(**kept, **following) if following else "",
         "is_first": look.before is None and not look.offset,
         "first": pages.tasks(**kept),
-        "window": view.window,
         "in_history": look.in_history,
         "short_look": found.more and len(rows) < PER_PAGE,
         "reached": found.reached,

@@ -411,6 +411,9 @@ class Engine(Protocol):
     ) -> int:
         """Deletes (or counts) finished rows with ids over `after` up to `last` as they say."""
 
+    def ready_queues(self) -> list[str]:
+        """The names of the queues that have ready rows, by a probe for each of them."""
+
     def queue_states(self) -> list[QueueState]:
         """The queues that have ready rows."""
 

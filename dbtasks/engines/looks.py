@@ -1,8 +1,9 @@
 """What the admin asks about the queue, so that it costs the same with millions of rows.
 
 Nothing here counts or scans the history. Each look reads at most so many entries of one index, in
-its order, and filters what it read: claimable, deferred and claimed rows by the indexes that hold
-nothing else, all others by the primary key, which grows with time.
+its order, and filters what it read: claimable, deferred, claimed and failed rows by the indexes
+that hold nothing else, all others by the primary key, which grows with time. The last way is also
+that to failed rows on MySQL and MariaDB, which have no partial indexes.
 """
 
 from __future__ import annotations
@@ -10,16 +11,17 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import re
+import time
 import uuid
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 from ..fields import in_range, read_value, utc_value
 from .base import Engine
-from .connection import Connected
-from .portable import READY_QUEUES
+from .portable import PortableEngine
 
 WINDOW = 50_000  # rows of the history that one look reads
+PATIENCE = 0.25  # seconds for one look after another, where the first ones found too little
 CAP = 10_000  # entries of a smaller index that one look reads or counts
 QUEUES_SHOWN = 50
 AGES_READ = 500  # rows per queue, to find its oldest
@@ -46,7 +48,9 @@ RUNNING = ("claim_node > '' ORDER BY claim_node, claimed_by", "claim_node, claim
 
 LAST_READ = "SELECT id FROM dbtasks_scheduledtask{index} WHERE {source} LIMIT 1 OFFSET %s"
 
-QUEUE_NAMES = READY_QUEUES + " SELECT name FROM ready WHERE name IS NOT NULL LIMIT %s"
+# A literal: SQLite does not find out that a parameter's value is what the index is about.
+IS_FAILED = "dbtasks_scheduledtask.status = 'FAILED'"
+
 # One queue's depth; its oldest among the first, and the head of its lowest priority, which waits
 # longest where others always overtake it.
 QUEUE_DEPTH = """
@@ -166,7 +170,7 @@ class Looks:
     """The looks, through the engine of one backend."""
 
     def __init__(self, engine: Engine, window: int = WINDOW) -> None:
-        self.engine = cast(Connected, engine)
+        self.engine = cast(PortableEngine, engine)
         self.backend = engine.backend
         self.window = window
 
@@ -178,13 +182,26 @@ class Looks:
             return self.find_failures(look, limit)
         return self.find_in_history(look, limit) if look.in_history else self.find_now(look, limit)
 
+    def find_patiently(self, look: Look, limit: int, patience: float = PATIENCE) -> Found:
+        """`find`, and further back in the history until it has enough or has looked for so long."""
+        deadline = time.monotonic() + patience
+        ids: list[uuid.UUID] = []
+        while True:
+            found = self.find(look, limit - len(ids))
+            ids += found.ids
+            found = dataclasses.replace(found, ids=ids)
+            enough = len(ids) >= limit or not found.more or not look.in_history
+            if enough or time.monotonic() > deadline:
+                return found
+            look = dataclasses.replace(look, before=found.reached)
+
     def find_in_history(self, look: Look, limit: int) -> Found:
-        source, parameters = history_source(look)
+        index, source, parameters = self.history_source(look)
         conditions, values = self.conditions(look)
         rows = self.engine.rows(
             LOOK,
-            [*parameters, self.window, self.backend, *values, limit + 1, 0],
-            index=self.index("PRIMARY"),
+            [*parameters, self.window_of(look), self.backend, *values, limit + 1, 0],
+            index=self.index(index),
             source=source,
             conditions=conditions,
             order="id DESC",
@@ -192,16 +209,14 @@ class Looks:
         ids = [as_uuid(id) for (id,) in rows]
         if len(ids) > limit:
             return Found(ids[:limit], True, ids[limit - 1])
-        return Found(ids, *self.last_read(source, parameters))
+        last = [*parameters, self.window_of(look) - 1]
+        return Found(ids, *self.last_read(self.index(index), source, last))
 
-    def last_read(self, source: str, parameters: Sequence[Any]) -> tuple[bool, uuid.UUID | None]:
+    def last_read(
+        self, index: str, source: str, parameters: Sequence[Any]
+    ) -> tuple[bool, uuid.UUID | None]:
         """Whether the window ended before the history did, and with which id."""
-        rows = self.engine.rows(
-            LAST_READ,
-            [*parameters, self.window - 1],
-            index=self.index("PRIMARY"),
-            source=source,
-        )
+        rows = self.engine.rows(LAST_READ, parameters, index=index, source=source)
         return (True, as_uuid(rows[0][0])) if rows else (False, None)
 
     def find_now(self, look: Look, limit: int) -> Found:
@@ -276,8 +291,7 @@ class Looks:
 
     def depths(self) -> list[Depth]:
         """Of each queue with claimable rows, up to QUEUES_SHOWN of them; by name."""
-        rows = self.engine.rows(QUEUE_NAMES, [self.backend, self.backend, QUEUES_SHOWN])
-        names = [str(name) for (name,) in rows]
+        names = sorted(self.engine.ready_queues())[:QUEUES_SHOWN]
         if not names:
             return []
         parameters: list[Any] = []
@@ -306,6 +320,30 @@ class Looks:
     def index(self, name: str) -> str:
         """For MariaDB, which would rather sort a table that looks small to it."""
         return f" FORCE INDEX ({name})" if self.vendor == "mysql" else ""
+
+    def knows_failed(self, look: Look) -> bool:
+        """Whether the failed rows have an index that holds nothing else."""
+        return look.state == "failed" and self.vendor != "mysql"
+
+    def window_of(self, look: Look) -> int:
+        """How many rows one look reads at most; those of a small index lie far apart."""
+        return min(CAP, self.window) if self.knows_failed(look) else self.window
+
+    def history_source(self, look: Look) -> tuple[str, str, list[Any]]:
+        conditions: list[str] = []
+        parameters: list[Any] = []
+        index = "PRIMARY"
+        if self.knows_failed(look):
+            index = "dbtasks_failed"
+            conditions += ["backend = %s", IS_FAILED]
+            parameters.append(self.backend)
+        if look.before is not None:
+            conditions.append("id < %s")
+            parameters.append(look.before.hex)
+        if look.since is not None:
+            conditions.append("id >= %s")
+            parameters.append(lowest_id(look.since).hex)
+        return index, f"{' AND '.join(conditions) or '1 = 1'} ORDER BY id DESC", parameters
 
     def source_of_state(self, look: Look) -> tuple[str, str, list[Any], str]:
         """The index that has the rows of that state, how it is read, and in which order."""
@@ -338,18 +376,6 @@ class Looks:
             conditions += f" AND ({' OR '.join(parts)})"
             values += [look.worker] * 2
         return conditions, values
-
-
-def history_source(look: Look) -> tuple[str, list[Any]]:
-    conditions: list[str] = []
-    parameters: list[Any] = []
-    if look.before is not None:
-        conditions.append("id < %s")
-        parameters.append(look.before.hex)
-    if look.since is not None:
-        conditions.append("id >= %s")
-        parameters.append(lowest_id(look.since).hex)
-    return f"{' AND '.join(conditions) or '1 = 1'} ORDER BY id DESC", parameters
 
 
 def lowest_id(moment: datetime.datetime) -> uuid.UUID:
