@@ -12,10 +12,11 @@ from django.utils import timezone
 
 from ..backend import DatabaseBackend
 from ..engines.looks import CAP
+from ..troubles import FAILING
 from . import charts
 from .choice import chosen
 from .pages import Pages
-from .picture import FAILING, Picture, take
+from .picture import Picture, take
 from .words import duration, number, plural
 
 if TYPE_CHECKING:

@@ -54,6 +54,12 @@ def exact(moment: datetime.datetime) -> str:
 
 
 @register.filter
+def to_the_minute(moment: datetime.datetime) -> str:
+    """In the zone of the project."""
+    return f"{timezone.localtime(aware(moment)):%Y-%m-%d %H:%M %Z}"
+
+
+@register.filter
 def born(id: uuid.UUID | None) -> str:
     """When a UUIDv7 was made."""
     if id is None:
