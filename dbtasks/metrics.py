@@ -116,7 +116,7 @@ class Families:
         )
         self.depth = gauge("queue_depth", "Tasks that are ready.", "queue")
         self.oldest = gauge(
-            "queue_oldest_age_seconds", "How long the task waits that is next.", "queue"
+            "queue_oldest_age_seconds", "The longest wait among the next 50 tasks.", "queue"
         )
         self.deferred = gauge("deferred_tasks", "Tasks that wait for their time.")
         self.running = gauge("running_tasks", "Tasks that are claimed.")

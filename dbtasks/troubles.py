@@ -13,7 +13,7 @@ from .fields import as_utc
 from .models import Node, Worker
 from .runner import database_backend
 
-WAITS_LONG = 300.0  # seconds that the next task of a queue may wait
+WAITS_LONG = 300.0  # seconds that the next tasks of a queue may wait
 OVERDUE = 60.0  # seconds that a deferred task may wait after its time
 CANCEL_OVERDUE = 60.0  # seconds that a running task may go on after it was cancelled
 RESTARTS = 3  # of a worker that is starting again
@@ -208,7 +208,7 @@ def held(seen: Situation) -> list[Trouble]:
         Trouble(
             "workers-held",
             "warning",
-            f"each of the {len(workers)} workers has run one task for longer than "
+            f"each of the {len(workers)} workers that are up has run one task for longer than "
             f"{told(HELD)}, the longest of them {longest.task_path} for "
             f"{told(longest.task_seconds or 0)}; {sum(queue.ready for queue in waiting):,} ready "
             "tasks wait",
@@ -254,8 +254,8 @@ def waiting(seen: Situation) -> list[Trouble]:
                 Trouble(
                     "queue-waits",
                     "warning",
-                    f"queue {queue.name}: the next of {queue.ready} ready tasks has waited for "
-                    f"{told(age)}",
+                    f"queue {queue.name}: {queue.ready:,} tasks are ready, and the next of them "
+                    f"have waited for up to {told(age)}",
                     "see that a node serves this queue (--queues), and whether its workers are "
                     "all busy; add workers if they are",
                 )

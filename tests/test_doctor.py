@@ -13,7 +13,7 @@ from dbtasks.engines import Counts, Engine
 from dbtasks.engines.base import PauseRow, QueueState
 from dbtasks.engines.examine import Facts, TableHealth, facts
 from dbtasks.models import Node, PeriodicTask, Worker
-from tests.engines import EVERYTHING, ME, execute, fresh_engine, node, outcome_of
+from tests.engines import EVERYTHING, ME, execute, fresh_engine, new_task, node, outcome_of, put
 from tests.test_console import dbtasks
 
 # What a test server may be told off for: others use it at the same time, and it saves its powers.
@@ -267,3 +267,13 @@ def test_the_worst_trouble_comes_first():
     found = troubles.judge(situation(pauses=pauses, next_due=ago(3600)))
     assert codes(found) == ["overdue", "queue-paused"]
     assert "60 minutes" in found[0].what
+
+
+def test_a_task_that_was_just_given_back_does_not_hide_those_behind_it(engine):
+    hour = datetime.timedelta(hours=1)
+    put(engine, new_task("a", 5), new_task("a", 0, enqueued_at=engine.now() - hour))
+    engine.claim(ME, EVERYTHING, 1)
+    engine.release(ME)
+    (queue,) = engine.queue_states()
+    assert (queue.name, queue.ready) == ("a", 2)
+    assert abs(engine.now() - queue.since - hour) < datetime.timedelta(minutes=1)

@@ -255,3 +255,11 @@ def test_patience_ends_with_a_place_to_go_on_from(engine: Engine) -> None:
     assert found.reached.hex == newest[0]
     whole = looks.find_patiently(Look(queue="default"), 10, patience=60)
     assert (hexes(whole.ids), whole.more) == (old[::-1], False)
+
+
+def test_the_states_of_all_queues_are_two_statements(history: Engine) -> None:
+    with statements() as seen:
+        assert len(history.queue_states()) == 5
+    assert len(seen) == 2
+    for sql, params in seen:
+        assert {step.index for step in steps_of(sql, params)} - {None} == {"dbtasks_claim"}

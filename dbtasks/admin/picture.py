@@ -83,8 +83,11 @@ def take(backend: DatabaseBackend) -> Picture:
     failures, found = Looks(backend.engine, FAILURES_WINDOW).failures(Look())
     minutes = statistics.minutes(alias, load.now - datetime.timedelta(hours=1))
     hour = statistics.combined(minutes)
+    stopped = {pause.name for pause in pauses if pause.kind == "queue"}
     waits = [
-        (load.now - depth.oldest).total_seconds() for depth in depths if depth.oldest is not None
+        (load.now - depth.oldest).total_seconds()
+        for depth in depths
+        if depth.oldest is not None and depth.queue not in stopped
     ]
     groups = groups_of(failures)
     periodic = entries.entry_lines(alias, load.now)

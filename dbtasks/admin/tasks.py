@@ -28,7 +28,7 @@ from .query import STATE_WORDS, WITHIN, asked_for, clean, look_of, word_of
 from .readonly import ReadOnlyAdmin
 from .switches import entry, switch
 from .timeline import timeline_of
-from .words import showable
+from .words import duration, showable
 
 PER_PAGE = 100
 SHOWN = 20_000  # characters of arguments and of a return value
@@ -155,7 +155,7 @@ class ScheduledTaskAdmin(ReadOnlyAdmin):
             "attempts": attempts,
             "more_attempts": more_attempts,
             "policy": [
-                (field.replace("_", " "), getattr(policy, field))
+                (field.replace("_", " "), option_in_words(getattr(policy, field)))
                 for field in policy.__dataclass_fields__
                 if getattr(policy, field) != getattr(DEFAULT, field)
             ],
@@ -163,6 +163,13 @@ class ScheduledTaskAdmin(ReadOnlyAdmin):
             "workers": workers[-20:],
             "worker": worker.first() if row.claimed_by else None,
         }
+
+
+def option_in_words(value: Any) -> str:
+    """An option of a policy: its numbers with a fraction are seconds."""
+    if isinstance(value, tuple):
+        return ", then ".join(map(option_in_words, value))
+    return duration(value) if isinstance(value, float) else str(value)
 
 
 def list_of(request: HttpRequest, backend: DatabaseBackend, pages: Pages) -> dict[str, Any]:

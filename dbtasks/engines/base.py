@@ -226,7 +226,7 @@ class PauseRow:
 
 
 class QueueState(NamedTuple):
-    """A queue with ready rows, and since when the one waits that is next (aware, UTC)."""
+    """A queue with ready rows, and since when one of the next waits (aware, UTC)."""
 
     name: str
     ready: int

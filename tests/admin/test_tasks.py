@@ -163,7 +163,8 @@ def test_nonsense_in_a_query_is_no_error(engine: Engine, root: Client) -> None:
 
 
 def test_a_task_shows_all_that_is_known(engine: Engine, root: Client) -> None:
-    id = failed(engine, args='["ada",1]', kwargs='{"vip":true}', policy='{"max_attempts":5}')
+    policy = '{"max_attempts":5,"backoff":[1.0,120.0],"retain":604800.0}'
+    id = failed(engine, args='["ada",1]', kwargs='{"vip":true}', policy=policy)
     response = root.get(f"{LIST}{uuid.UUID(id)}/change/")
     text = text_of(response)
     for part in (
@@ -173,6 +174,8 @@ def test_a_task_shows_all_that_is_known(engine: Engine, root: Client) -> None:
         ME.worker,
         DOES,
         "Max attempts",
+        "1.0 s, then 2 min",
+        "7 d",
     ):
         assert part in text, part
     assert [event.what for event in response.context["timeline"]] == [
