@@ -91,6 +91,21 @@ def test_since_reads_only_ids_of_that_time(engine: Engine) -> None:
     assert hexes(Looks(engine).find(Look(), 10).ids) == [new, old]
 
 
+def test_ready_rows_are_read_no_further_than_they_are_shown(engine: Engine) -> None:
+    ids = put(engine, *(new_task("a") for _ in range(9)))
+    looks = Looks(engine)
+    found = [
+        id
+        for offset in (0, 3, 6)
+        for id in hexes(looks.find(Look(state="ready", offset=offset), 3).ids)
+    ]
+    assert found == ids
+    with statements() as seen:
+        looks.find(Look(state="ready", queue="a", offset=3), 3)
+    ((_, params),) = seen
+    assert CAP not in params
+
+
 def test_ready_rows_are_in_claim_order(engine: Engine) -> None:
     low, high, other = put(engine, new_task("b", 0), new_task("b", 5), new_task("a", -3))
     assert hexes(Looks(engine).find(Look(state="ready"), 10).ids) == [other, high, low]
@@ -247,12 +262,12 @@ def test_old_failures_are_found_at_once_or_window_by_window(engine: Engine) -> N
 
 def test_patience_ends_with_a_place_to_go_on_from(engine: Engine) -> None:
     old = put(engine, *(new_task() for _ in range(6)))
-    newest = put(engine, *(new_task("other") for _ in range(5)))
+    put(engine, *(new_task("other") for _ in range(5)))
     looks = Looks(engine, window=5)
-    found = looks.find_patiently(Look(queue="default"), 10, patience=0)
-    assert (found.ids, found.more) == ([], True)
+    found = looks.find_patiently(Look(queue="default"), 10, patience=0)  # a glance and a look
+    assert (hexes(found.ids), found.more) == (old[:0:-1], True)
     assert found.reached is not None
-    assert found.reached.hex == newest[0]
+    assert found.reached.hex == old[1]
     whole = looks.find_patiently(Look(queue="default"), 10, patience=60)
     assert (hexes(whole.ids), whole.more) == (old[::-1], False)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import itertools
 import re
 import time
 import uuid
@@ -21,6 +22,7 @@ from .base import Engine
 from .portable import PortableEngine
 
 WINDOW = 50_000  # rows of the history that one look reads
+GLANCE = 1000  # that the first one of several reads: most often these are enough
 PATIENCE = 0.25  # seconds for one look after another, where the first ones found too little
 CAP = 10_000  # entries of a smaller index that one look reads or counts
 QUEUES_SHOWN = 50
@@ -28,11 +30,10 @@ AGES_READ = 500  # rows per queue, to find its oldest
 FAILURES_READ = 500
 WHOLE_ERRORS = 20_000  # characters of `errors` that are read to name an exception
 
+# Only the columns that matter: MariaDB writes what it looked at into a table, long texts to a disk.
 LOOK = """
 SELECT id FROM (
-    SELECT id, backend, queue, status, task_path, claimed_by, worker_ids, ready_queue, precedence,
-        due_at, claim_node
-    FROM dbtasks_scheduledtask{index} WHERE {source} LIMIT %s
+    SELECT {columns} FROM dbtasks_scheduledtask{index} WHERE {source} LIMIT %s
 ) looked_at
 WHERE backend = %s{conditions} ORDER BY {order} LIMIT %s OFFSET %s"""
 
@@ -186,14 +187,16 @@ class Looks:
         """`find`, and further back in the history until it has enough or has looked for so long."""
         deadline = time.monotonic() + patience
         ids: list[uuid.UUID] = []
-        while True:
-            found = self.find(look, limit - len(ids))
+        glance = Looks(cast(Engine, self.engine), min(GLANCE, self.window))
+        for view in itertools.chain([glance], itertools.repeat(self)):
+            found = view.find(look, limit - len(ids))
             ids += found.ids
             found = dataclasses.replace(found, ids=ids)
             enough = len(ids) >= limit or not found.more or not look.in_history
-            if enough or time.monotonic() > deadline:
-                return found
+            if enough or (view is self and time.monotonic() > deadline):
+                break
             look = dataclasses.replace(look, before=found.reached)
+        return found
 
     def find_in_history(self, look: Look, limit: int) -> Found:
         index, source, parameters = self.history_source(look)
@@ -203,6 +206,7 @@ class Looks:
             [*parameters, self.window_of(look), self.backend, *values, limit + 1, 0],
             index=self.index(index),
             source=source,
+            columns=columns_of(look, "id DESC"),
             conditions=conditions,
             order="id DESC",
         )
@@ -222,11 +226,15 @@ class Looks:
     def find_now(self, look: Look, limit: int) -> Found:
         index, source, parameters, order = self.source_of_state(look)
         conditions, values = self.conditions(look)
+        # Where the index filters and orders alone, nothing is read that is not shown.
+        alone = look.state == "ready" and not (look.task or look.text or look.worker)
+        most = min(CAP, look.offset + limit + 1) if alone else CAP
         rows = self.engine.rows(
             LOOK,
-            [*parameters, CAP, self.backend, *values, limit + 1, look.offset],
+            [*parameters, most, self.backend, *values, limit + 1, look.offset],
             index=self.index(index),
             source=source,
+            columns=columns_of(look, order),
             conditions=conditions,
             order=order,
         )
@@ -376,6 +384,15 @@ class Looks:
             conditions += f" AND ({' OR '.join(parts)})"
             values += [look.worker] * 2
         return conditions, values
+
+
+def columns_of(look: Look, order: str) -> str:
+    """What a look must read to filter and to sort."""
+    wanted = ["id", "backend", *(word for word in re.findall(r"\w+", order) if word != "DESC")]
+    wanted += ["status"] * look.in_history + ["queue"] * bool(look.queue)
+    wanted += ["task_path"] * bool(look.task or look.text)
+    wanted += ["claimed_by", "worker_ids"] * bool(look.worker)
+    return ", ".join(dict.fromkeys(wanted))
 
 
 def lowest_id(moment: datetime.datetime) -> uuid.UUID:
