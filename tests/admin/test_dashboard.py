@@ -105,6 +105,24 @@ def test_a_queue_that_falls_behind_is_told(engine: Engine, root: Client) -> None
     assert "25 min" in text_of(page)
 
 
+def test_a_paused_queue_waits_without_alarm(engine: Engine, root: Client) -> None:
+    engine.renew_lease(node())
+    put(engine, new_task("email", enqueued_at=engine.now() - datetime.timedelta(minutes=25)))
+    operations.pause(queue="email", by="ada")
+    page = root.get(DASHBOARD)
+    assert page.context["headline"].startswith("Queue email is paused")
+    assert page.context["picture"].waits is None
+    assert not any(card["alarm"] for card in page.context["cards"])
+
+
+def test_a_task_that_ends_its_workers_is_named(engine: Engine, root: Client) -> None:
+    engine.renew_lease(node())
+    count(engine, "shop.tasks.fatal", rescued=5)
+    page = root.get(DASHBOARD)
+    assert page.context["severity"] == "critical"
+    assert page.context["headline"].endswith("all of them shop.tasks.fatal.")
+
+
 def test_a_silent_node_is_told(engine: Engine, root: Client) -> None:
     engine.renew_lease(node())
     engine.renew_lease(node("node-2", lease=-100.0))
