@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
+import django
+
 from tests.bench import busy
 from tests.bench.databases import Database
 from tests.bench.machine import describe
@@ -80,6 +82,8 @@ def main(arguments: list[str]) -> int:
         parser.error("it needs a database; see the first lines of --help")
     scheme = urlsplit(url).scheme
     database = Database(VENDORS.get(scheme, scheme), url)
+    os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
+    django.setup()
     if not options.keep:
         prepare(database, options.rows)
     found = measured(options.only)
@@ -90,25 +94,17 @@ def main(arguments: list[str]) -> int:
 
 
 def prepare(database: Database, count: int) -> None:
-    import django
-
     contender = dbtasks(database)
     contender.migrate()
     now = datetime.datetime.now(datetime.UTC)
     begin = time.monotonic()
     busy.fill(contender, count, now)
-    os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
-    django.setup()
     busy.surround(now)
     database.settle()
     print(f"{count:,} rows in {time.monotonic() - begin:.0f} s", flush=True)
 
 
 def measured(only: str) -> list[list[str]]:
-    import django
-
-    os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
-    django.setup()
     from tests.admin_site import admin_site, browser_of, forget_people, person
 
     found = []
