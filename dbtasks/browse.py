@@ -5,9 +5,11 @@ from __future__ import annotations
 import datetime
 import uuid
 
-from django.db.models import Q, QuerySet
+from django.db.models import BooleanField, Q, QuerySet
+from django.db.models.expressions import RawSQL
 
 from .backend import DatabaseBackend
+from .engines.looks import IS_FAILED
 from .engines.operations import PARKED
 from .fields import as_utc
 from .models import Node, ScheduledTask
@@ -19,7 +21,7 @@ STATES = {
     "paused": Q(due_at__gte=PARKED),
     "running": Q(claim_node__isnull=False),
     "successful": Q(status="SUCCESSFUL"),
-    "failed": Q(status="FAILED"),
+    "failed": Q(RawSQL(IS_FAILED, (), BooleanField())),
 }
 
 

@@ -14,6 +14,9 @@ from django.utils import timezone
 # Made once: json.dumps makes an encoder for each call that has options.
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 _SCALARS = frozenset({str, int, float, bool, type(None)})
+# What a datetime can be in every time zone; a column written by hand can hold anything beyond.
+FIRST = datetime.datetime(1, 1, 3, tzinfo=datetime.UTC)
+LAST = datetime.datetime(9999, 12, 29, tzinfo=datetime.UTC)
 
 
 def dump_json(value: object) -> str:
@@ -113,8 +116,12 @@ class UTCDateTimeField(models.DateTimeField):
         value = self.to_python(value)
         return None if value is None else utc_parameter(value, connection.vendor)
 
+    def select_format(self, compiler: Any, sql: str, params: Any) -> tuple[str, Any]:
+        read = in_range(sql, compiler.connection.vendor)
+        return read, tuple(params) * (read.count(sql) if params else 1)
+
     def from_db_value(self, value: Any, expression: object, connection: Any) -> Any:
-        return None if value is None else localized(utc_value(value, connection))
+        return None if value is None else localized(read_value(value, connection))
 
 
 def as_utc(value: datetime.datetime) -> datetime.datetime:
@@ -141,6 +148,25 @@ def utc_value(value: Any, connection: Any) -> datetime.datetime:
             value = timezone.make_aware(value, connection.timezone or _session_zone(connection))
         return value.astimezone(datetime.UTC)  # type: ignore[no-any-return]
     return value.replace(tzinfo=datetime.UTC)  # type: ignore[no-any-return]
+
+
+def read_value(value: Any, connection: Any) -> datetime.datetime:
+    """`utc_value` for what people look at: text that is no time is shown as FIRST."""
+    try:
+        return max(FIRST, min(LAST, utc_value(value, connection)))
+    except (ValueError, TypeError, AttributeError, OverflowError):
+        return FIRST
+
+
+def in_range(sql: str, vendor: str) -> str:
+    """SQL for the same instant, or for the nearest that Python has: PostgreSQL has infinity.
+
+    One such row would else hide all that are selected with it.
+    """
+    if vendor != "postgresql":
+        return sql
+    first, last = f"'{FIRST.isoformat()}'::timestamptz", f"'{LAST.isoformat()}'::timestamptz"
+    return f"CASE WHEN {sql} < {first} THEN {first} WHEN {sql} > {last} THEN {last} ELSE {sql} END"
 
 
 def _session_zone(connection: Any) -> datetime.tzinfo:
@@ -189,3 +215,11 @@ class PartialIndex(models.Index):
         return models.Index(fields=list(self.fields), name=self.name).remove_sql(
             model, schema_editor, **kwargs
         )
+
+
+class OnlyPartialIndex(PartialIndex):
+    """A partial index that is left out where there are none: over all rows it would cost each."""
+
+    @staticmethod
+    def exists_on(connection: Any) -> bool:
+        return bool(connection.features.supports_partial_indexes)

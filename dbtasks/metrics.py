@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error as DatabaseError
+from django.db.models import OuterRef, Subquery
 
 from .models import Occurrence, PeriodicTask, Worker
 from .runner import database_backend
@@ -115,7 +116,7 @@ class Families:
         )
         self.depth = gauge("queue_depth", "Tasks that are ready.", "queue")
         self.oldest = gauge(
-            "queue_oldest_age_seconds", "How long the task waits that is next.", "queue"
+            "queue_oldest_age_seconds", "The longest wait among the next 50 tasks.", "queue"
         )
         self.deferred = gauge("deferred_tasks", "Tasks that wait for their time.")
         self.running = gauge("running_tasks", "Tasks that are claimed.")
@@ -206,20 +207,18 @@ def collect_nodes(families: Families, backend: DatabaseBackend) -> None:
 def collect_periodic(families: Families, backend: DatabaseBackend) -> None:
     """Late is an occurrence that was enqueued after it was due."""
     alias = backend.parsed.database
+    enqueued = Occurrence.objects.filter(
+        backend=backend.alias, name=OuterRef("name"), due_at=OuterRef("last_due")
+    )
     entries = (
         PeriodicTask.objects.using(alias)
         .filter(backend=backend.alias, last_due__isnull=False)
         .order_by("name")
-        .values_list("name", "last_due")[:MOST_SERIES]
+        .annotate(enqueued_at=Subquery(enqueued.values("enqueued_at")))
+        .values_list("name", "last_due", "enqueued_at")[:MOST_SERIES]
     )
-    for name, last_due in entries:
+    for name, last_due, enqueued_at in entries:
         assert last_due is not None
-        enqueued_at = (
-            Occurrence.objects.using(alias)
-            .filter(backend=backend.alias, name=name, due_at=last_due)
-            .values_list("enqueued_at", flat=True)
-            .first()
-        )
         if enqueued_at is not None:
             late = max(0.0, (enqueued_at - last_due).total_seconds())
             families.lateness.add_metric([backend.alias, name], late)

@@ -6,7 +6,7 @@ from django.db import models
 from django.db.models import Q
 from django.tasks import TaskResultStatus
 
-from .fields import ExactCharField, JSONText, PartialIndex, UTCDateTimeField
+from .fields import ExactCharField, JSONText, OnlyPartialIndex, PartialIndex, UTCDateTimeField
 from .ids import uuid7
 
 # Explicit, so that a project without the app gets to the check that says so (dbtasks.E006).
@@ -95,6 +95,11 @@ class ScheduledTask(models.Model):
                 fields=["backend", "delete_after"],
                 name="dbtasks_expired",
                 condition=Q(delete_after__isnull=False),
+            ),
+            # For people who look for failures. A status changes together with indexed columns, so
+            # that to name it here costs a task that succeeds nothing (no HOT update is lost).
+            OnlyPartialIndex(
+                fields=["backend", "id"], name="dbtasks_failed", condition=Q(status="FAILED")
             ),
         ]
 

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from . import statistics
 from .engines import Counts
 from .engines.base import PauseRow, QueueState
 from .fields import as_utc
 from .models import Node, Worker
 from .runner import database_backend
 
-WAITS_LONG = 300.0  # seconds that the next task of a queue may wait
+WAITS_LONG = 300.0  # seconds that the next tasks of a queue may wait
 OVERDUE = 60.0  # seconds that a deferred task may wait after its time
 CANCEL_OVERDUE = 60.0  # seconds that a running task may go on after it was cancelled
 RESTARTS = 3  # of a worker that is starting again
+HELD = 60.0  # seconds for which every worker has run one task, while others wait as long
+LATELY = datetime.timedelta(minutes=10)
+# So many of the tasks that finished lately, and at least so many.
+FAILING_SHARE, FAILING_BADLY, FAILING_LEAST = 0.1, 0.5, 5
+FAILING = "failing"
+LOST = 3  # runs lately that ended with their worker
+NAMED = 3  # periodic entries in one sentence
 
 
 class Trouble(NamedTuple):
@@ -27,7 +36,11 @@ class Trouble(NamedTuple):
 
 
 class Situation(NamedTuple):
-    """What troubles are judged by; times are aware and in UTC."""
+    """What troubles are judged by; times are aware and in UTC.
+
+    `lately`: the counts since then. `exceptions`: the last one by task path, where it is known.
+    `failed_entries`: periodic entries whose last task failed.
+    """
 
     now: datetime.datetime
     nodes: list[Node]
@@ -38,6 +51,9 @@ class Situation(NamedTuple):
     next_due: datetime.datetime | None
     orphans: int
     oldest_cancel: datetime.datetime | None
+    lately: Sequence[statistics.Total] = ()
+    exceptions: Mapping[str, str] = {}
+    failed_entries: Sequence[str] = ()
 
     @property
     def living(self) -> list[Node]:
@@ -50,8 +66,9 @@ def look(backend: str = "default") -> Situation:
     engine = queue.engine
     nodes = Node.objects.using(queue.parsed.database).filter(backend=backend)
     workers = Worker.objects.using(queue.parsed.database).filter(node__backend=backend)
+    now = engine.now()
     return Situation(
-        now=engine.now(),
+        now=now,
         nodes=list(nodes.order_by("name", "id")),
         workers=list(workers.select_related("node").order_by("node__name", "id")),
         queues=engine.queue_states(),
@@ -60,7 +77,17 @@ def look(backend: str = "default") -> Situation:
         next_due=engine.next_due(),
         orphans=engine.orphans(),
         oldest_cancel=engine.oldest_cancel(),
+        lately=statistics.by_path(backend, now - LATELY),
+        failed_entries=failed_entries(backend),
     )
+
+
+def failed_entries(backend: str) -> list[str]:
+    """The names of the periodic entries whose last task failed."""
+    engine = database_backend(backend).engine
+    last = {row.last_task: row.name for row in engine.periodic_entries() if not row.retired}
+    statuses = engine.task_statuses(id for id in last if id)
+    return sorted(name for id, name in last.items() if id and statuses.get(id) == "FAILED")
 
 
 def troubles(backend: str = "default") -> list[Trouble]:
@@ -73,10 +100,14 @@ def judge(seen: Situation) -> list[Trouble]:
         *no_node(seen),
         *expired(seen),
         *orphaned(seen),
+        *lost(seen),
         *crash_loops(seen),
+        *failing(seen),
+        *held(seen),
         *waiting(seen),
         *overdue(seen),
         *stubborn(seen),
+        *failed_periodic(seen),
         *paused(seen),
     ]
     return sorted(found, key=lambda trouble: trouble.severity != "error")
@@ -124,6 +155,79 @@ def orphaned(seen: Situation) -> list[Trouble]:
     ]
 
 
+def lost(seen: Situation) -> list[Trouble]:
+    """What ends its workers, where something does."""
+    count = sum(total.rescued for total in seen.lately)
+    if count < LOST:
+        return []
+    worst = max(seen.lately, key=lambda total: total.rescued)
+    return [
+        Trouble(
+            "runs-lost",
+            "error",
+            f"{count:,} runs were lost with their worker or node in the last 10 minutes, "
+            f"{most(worst.rescued, count)} {worst.task_path}",
+            "the nodes' logs say what ended the workers; until that is mended, keep the task from "
+            f"running: manage.py dbtasks pause --task {worst.task_path}",
+        )
+    ]
+
+
+def most(part: int, whole: int) -> str:
+    return "all of them" if part == whole else "most of them"
+
+
+def failing(seen: Situation) -> list[Trouble]:
+    """Where a notable share of the tasks that finished lately failed."""
+    recent = statistics.combined(seen.lately)
+    if recent.failed < max(FAILING_LEAST, FAILING_SHARE * recent.finished):
+        return []
+    worst = max(seen.lately, key=lambda total: total.failed)
+    exception = seen.exceptions.get(worst.task_path, "")
+    return [
+        Trouble(
+            FAILING,
+            "error" if recent.failed >= FAILING_BADLY * recent.finished else "warning",
+            f"{recent.failed:,} of {recent.finished:,} tasks failed in the last 10 minutes, "
+            f"{most(worst.failed, recent.failed)} {worst.task_path}"
+            + (f" with {exception}" if exception else ""),
+            "see why (manage.py dbtasks list --status failed), and retry them when the cause is "
+            "mended",
+        )
+    ]
+
+
+def held(seen: Situation) -> list[Trouble]:
+    """Where every worker that can work has done so for long, and what can be claimed waits."""
+    workers = [worker for worker in seen.workers if worker.state != "starting"]
+    waiting = [queue for queue in claimable(seen) if wait(seen, queue) > HELD]
+    if not workers or not waiting or any((w.task_seconds or 0) < HELD for w in workers):
+        return []
+    longest = max(workers, key=lambda worker: worker.task_seconds or 0)
+    return [
+        Trouble(
+            "workers-held",
+            "warning",
+            f"each of the {len(workers)} workers that are up has run one task for longer than "
+            f"{told(HELD)}, the longest of them {longest.task_path} for "
+            f"{told(longest.task_seconds or 0)}; {sum(queue.ready for queue in waiting):,} ready "
+            "tasks wait",
+            "cancel what hangs; give long tasks a queue and workers of their own (--queues), and a "
+            "timeout",
+        )
+    ]
+
+
+def claimable(seen: Situation) -> list[QueueState]:
+    """The queues that are not paused."""
+    stopped = {pause.name for pause in seen.pauses if pause.kind == "queue"}
+    return [queue for queue in seen.queues if queue.name not in stopped]
+
+
+def wait(seen: Situation, queue: QueueState) -> float:
+    return (seen.now - queue.since).total_seconds()
+
+
 def crash_loops(seen: Situation) -> list[Trouble]:
     looping = [
         worker
@@ -142,17 +246,16 @@ def crash_loops(seen: Situation) -> list[Trouble]:
 
 
 def waiting(seen: Situation) -> list[Trouble]:
-    stopped = {pause.name for pause in seen.pauses if pause.kind == "queue"}
     found = []
-    for queue in seen.queues:
-        age = (seen.now - queue.since).total_seconds()
-        if queue.name not in stopped and age > WAITS_LONG and seen.living:
+    for queue in claimable(seen):
+        age = wait(seen, queue)
+        if age > WAITS_LONG and seen.living:
             found.append(
                 Trouble(
                     "queue-waits",
                     "warning",
-                    f"queue {queue.name}: the next of {queue.ready} ready tasks has waited for "
-                    f"{told(age)}",
+                    f"queue {queue.name}: {queue.ready:,} tasks are ready, and the next of them "
+                    f"have waited for up to {told(age)}",
                     "see that a node serves this queue (--queues), and whether its workers are "
                     "all busy; add workers if they are",
                 )
@@ -192,6 +295,23 @@ def stubborn(seen: Situation) -> list[Trouble]:
     ]
 
 
+def failed_periodic(seen: Situation) -> list[Trouble]:
+    if not seen.failed_entries:
+        return []
+    named = ", ".join(seen.failed_entries[:NAMED])
+    more = len(seen.failed_entries) - NAMED
+    return [
+        Trouble(
+            "periodic-failed",
+            "warning",
+            f"the last run of a periodic task failed: {named}"
+            + (f" and {more} more" if more > 0 else ""),
+            "look at its last task; it runs again when it is due, or at once: "
+            f"manage.py dbtasks periodic run-now {seen.failed_entries[0]}",
+        )
+    ]
+
+
 def paused(seen: Situation) -> list[Trouble]:
     return [
         Trouble(
@@ -200,7 +320,7 @@ def paused(seen: Situation) -> list[Trouble]:
             f"{pause.kind} {pause.name} is paused since {pause.paused_at:%Y-%m-%d %H:%M} UTC"
             + (f" by {pause.by}" if pause.by else "")
             + (f": {pause.reason}" if pause.reason else ""),
-            f"manage.py dbtasks resume --{pause.kind} {pause.name}",
+            f"resume it when you can: manage.py dbtasks resume --{pause.kind} {pause.name}",
         )
         for pause in seen.pauses
     ]

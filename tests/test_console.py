@@ -14,6 +14,7 @@ from django.core.management import CommandError, call_command
 from django.db import OperationalError, ProgrammingError
 
 from dbtasks.console import subcommands
+from dbtasks.console.keys import keys
 from dbtasks.console.output import Output, cell, duration, one_line, printable
 from dbtasks.engines import Engine
 from dbtasks.models import ScheduledTask
@@ -189,7 +190,7 @@ def test_status_tells_nodes_queues_and_troubles(engine):
     assert (queue["queue"], queue["ready"], queue["paused"]) == ("email", 2, True)
     (trouble,) = said.json["troubles"]
     assert trouble["code"] == "queue-paused"
-    assert trouble["advice"] == "manage.py dbtasks resume --queue email"
+    assert trouble["advice"].endswith(": manage.py dbtasks resume --queue email")
     assert ["count", "ready", "2"] in dbtasks("status").lines
     assert "email" in dbtasks("status", terminal=True).out
 
@@ -496,6 +497,61 @@ def test_watch_with_rich_shows_the_same(engine, monkeypatch):
     shown = watched(2, Terminal())
     for told in ("1 ready", "[bold]a.b\\x1b]0;x\\x07", "[red]ada", "node-1's name", "email"):
         assert told in shown
+
+
+def test_watch_ends_when_it_is_asked_to(engine, monkeypatch):
+    from dbtasks.console import watch
+
+    without_rich(monkeypatch)
+    terminal = Terminal()
+    watch.watch("default", Output(terminal, io.StringIO()), lambda: True)
+    assert terminal.getvalue().count("\x1b[H\x1b[2J") == 1
+
+
+def test_a_key_ends_the_waiting_and_the_terminal_is_as_before(monkeypatch):
+    termios = pytest.importorskip("termios")
+    master, slave = os.openpty()
+    with open(slave) as terminal:
+        monkeypatch.setattr(sys, "stdin", terminal)
+        before = termios.tcgetattr(slave)
+        with keys() as wait:
+            assert not termios.tcgetattr(slave)[3] & termios.ECHO
+            os.write(master, b"q")
+            assert wait(60) == "q"
+            assert wait(0) == ""
+        assert termios.tcgetattr(slave) == before
+    os.close(master)
+
+
+def test_without_a_terminal_there_are_no_keys(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("q"))
+    with keys() as wait:
+        assert wait(0) == ""
+
+
+def test_a_narrow_terminal_does_without_some_columns(engine, monkeypatch):
+    without_rich(monkeypatch)
+    engine.renew_lease(node())
+    engine.save_workers(node().id, [worker_fields("w-1", task_path="a.b", state="busy")])
+    put(engine, new_task("email"))
+    monkeypatch.setenv("COLUMNS", "200")
+    assert "RESTARTS" in watched(1, Terminal())
+    monkeypatch.setenv("COLUMNS", "40")
+    narrow = watched(1, Terminal())
+    assert "RESTARTS" not in narrow
+    assert "KIND" not in narrow
+    for told in ("busy", "a.b", "email", "node-1's name"):
+        assert told in narrow
+
+
+def test_who_has_run_one_task_for_long_stands_first(engine, monkeypatch):
+    without_rich(monkeypatch)
+    engine.renew_lease(node())
+    seconds = {"w-1": 2.0, "w-2": 900.0, "w-3": None}
+    workers = [worker_fields(name, task_seconds=spent) for name, spent in seconds.items()]
+    engine.save_workers(node().id, workers)
+    shown = watched(1, Terminal())
+    assert shown.index("w-2") < shown.index("w-1") < shown.index("w-3")
 
 
 def test_watch_goes_on_while_the_database_is_away(engine, monkeypatch):

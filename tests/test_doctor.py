@@ -8,12 +8,12 @@ import pytest
 from django.db import connection
 from django.tasks import default_task_backend
 
-from dbtasks import doctor, troubles
+from dbtasks import doctor, periodic, statistics, troubles
 from dbtasks.engines import Counts, Engine
 from dbtasks.engines.base import PauseRow, QueueState
 from dbtasks.engines.examine import Facts, TableHealth, facts
-from dbtasks.models import Node, Worker
-from tests.engines import execute, fresh_engine, node
+from dbtasks.models import Node, PeriodicTask, Worker
+from tests.engines import EVERYTHING, ME, execute, fresh_engine, new_task, node, outcome_of, put
 from tests.test_console import dbtasks
 
 # What a test server may be told off for: others use it at the same time, and it saves its powers.
@@ -172,11 +172,42 @@ def gone() -> Node:
     return Node(id="g", name="gone", host="h", pid=2, last_seen=ago(600), expires_at=ago(570))
 
 
+def counted(path: str = "a.b", **counts: int) -> statistics.Total:
+    return statistics.Total(queue="a", task_path=path, **counts)
+
+
+def busy(seconds: float | None, state: str = "busy") -> Worker:
+    node = situation().nodes[0]
+    return Worker(id="w", node=node, state=state, task_path="a.slow", task_seconds=seconds)
+
+
+WAITING = [QueueState("a", 5, ago(70))]
+
+
 @pytest.mark.once
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
         ({}, []),
+        ({"lately": [counted(rescued=2)]}, []),
+        ({"lately": [counted(rescued=2), counted("c.d", rescued=1)]}, ["runs-lost"]),
+        ({"lately": [counted(succeeded=100, failed=9)]}, []),
+        ({"lately": [counted(succeeded=80, failed=9)]}, ["failing"]),
+        ({"lately": [counted(failed=4)]}, []),
+        ({"workers": [busy(61), busy(600)], "queues": WAITING}, ["workers-held"]),
+        ({"workers": [busy(61), busy(None, "starting")], "queues": WAITING}, ["workers-held"]),
+        ({"workers": [busy(61), busy(2)], "queues": WAITING}, []),
+        ({"workers": [busy(61), busy(None, "idle")], "queues": WAITING}, []),
+        ({"workers": [busy(61)], "queues": [QueueState("a", 5, ago(50))]}, []),
+        (
+            {
+                "workers": [busy(61)],
+                "queues": WAITING,
+                "pauses": [PauseRow(1, "queue", "a", NOW, "", "")],
+            },
+            ["queue-paused"],
+        ),
+        ({"failed_entries": ["nightly"]}, ["periodic-failed"]),
         ({"nodes": []}, ["no-node"]),
         ({"nodes": [gone()]}, ["no-node", "node-expired"]),
         ({"nodes": [], "counts": Counts(1, 0, 0)}, ["no-node"]),
@@ -205,8 +236,44 @@ def test_troubles_are_what_is_wrong_now(changes, expected):
 
 
 @pytest.mark.once
+def test_troubles_name_the_task_that_is_to_blame():
+    lately = [
+        counted("a.fine", succeeded=9),
+        counted("a.fatal", rescued=4),
+        counted("a.wrong", failed=8),
+    ]
+    changes = {"lately": lately, "exceptions": {"a.wrong": "Broken"}}
+    changes |= {"workers": [busy(61), busy(600)], "queues": WAITING}
+    lost, failing, held = (found.what for found in troubles.judge(situation(**changes)))
+    assert lost.endswith("all of them a.fatal")
+    assert failing.startswith("8 of 17 tasks failed")
+    assert failing.endswith("all of them a.wrong with Broken")
+    assert "a.slow for 10 minutes; 5 ready tasks wait" in held
+
+
+def test_a_periodic_entry_whose_last_task_failed_is_named(engine):
+    periodic.schedule("nightly", "tests.app.tasks.fail", "30 3 * * *")
+    assert troubles.look().failed_entries == []
+    id = periodic.run_now("nightly").id
+    PeriodicTask.objects.update(last_task=id)
+    (claimed,) = engine.claim(ME, EVERYTHING, 1)
+    engine.finish([outcome_of(claimed, status="FAILED", errors="[]")])
+    assert troubles.look().failed_entries == ["nightly"]
+
+
+@pytest.mark.once
 def test_the_worst_trouble_comes_first():
     pauses = [PauseRow(1, "queue", "a", NOW, "", "")]
     found = troubles.judge(situation(pauses=pauses, next_due=ago(3600)))
     assert codes(found) == ["overdue", "queue-paused"]
     assert "60 minutes" in found[0].what
+
+
+def test_a_task_that_was_just_given_back_does_not_hide_those_behind_it(engine):
+    hour = datetime.timedelta(hours=1)
+    put(engine, new_task("a", 5), new_task("a", 0, enqueued_at=engine.now() - hour))
+    engine.claim(ME, EVERYTHING, 1)
+    engine.release(ME)
+    (queue,) = engine.queue_states()
+    assert (queue.name, queue.ready) == ("a", 2)
+    assert abs(engine.now() - queue.since - hour) < datetime.timedelta(minutes=1)

@@ -259,6 +259,10 @@ def test_the_heads_are_one_probe_per_queue(engine):
     check(lambda: engine.heads(SEVERAL), "dbtasks_claim")
 
 
+def test_the_states_of_the_queues_are_read_from_the_claimable_rows(engine):
+    check(engine.queue_states, "dbtasks_claim", may_sort=True)
+
+
 def test_plans_hold_for_as_many_rows_as_the_other_tests_think(engine):
     counts = engine.counts()
     assert (counts.deferred, counts.ready + counts.running) == (DEFERRED, READY)

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from dbtasks.browse import find
 from dbtasks.engines import Engine
 from dbtasks.engines.looks import CAP, Look, Looks, lowest_id
 from dbtasks.models import ScheduledTask
+from dbtasks.runner import database_backend
 from tests.engines import (
     EVERYTHING,
     ME,
@@ -52,15 +54,15 @@ def test_history_is_newest_first_and_goes_on_below_an_id(engine: Engine) -> None
 
 
 def test_a_look_ends_with_its_window_and_says_how_far_it_got(engine: Engine) -> None:
-    failed = finish(engine, 1, status="FAILED", errors=FAILED)
-    ids = finish(engine, 7)[::-1]
+    wanted = put(engine, new_task("other"))
+    ids = put(engine, *(new_task() for _ in range(7)))[::-1]
     looks = Looks(engine, window=5)
-    found = looks.find(Look(state="failed"), 10)
+    found = looks.find(Look(queue="other"), 10)
     assert (found.ids, found.more) == ([], True)
     assert found.reached is not None
     assert found.reached.hex == ids[4]
-    further = looks.find(Look(state="failed", before=found.reached), 10)
-    assert (hexes(further.ids), further.more, further.reached) == (failed, False, None)
+    further = looks.find(Look(queue="other", before=found.reached), 10)
+    assert (hexes(further.ids), further.more, further.reached) == (wanted, False, None)
 
 
 def test_failures_name_their_last_exception(engine: Engine) -> None:
@@ -87,6 +89,21 @@ def test_since_reads_only_ids_of_that_time(engine: Engine) -> None:
     since = moment - datetime.timedelta(hours=1)
     assert hexes(Looks(engine).find(Look(since=since), 10).ids) == [new]
     assert hexes(Looks(engine).find(Look(), 10).ids) == [new, old]
+
+
+def test_ready_rows_are_read_no_further_than_they_are_shown(engine: Engine) -> None:
+    ids = put(engine, *(new_task("a") for _ in range(9)))
+    looks = Looks(engine)
+    found = [
+        id
+        for offset in (0, 3, 6)
+        for id in hexes(looks.find(Look(state="ready", offset=offset), 3).ids)
+    ]
+    assert found == ids
+    with statements() as seen:
+        looks.find(Look(state="ready", queue="a", offset=3), 3)
+    ((_, params),) = seen
+    assert CAP not in params
 
 
 def test_ready_rows_are_in_claim_order(engine: Engine) -> None:
@@ -195,7 +212,8 @@ def test_nothing_reads_more_than_its_bound(history: Engine) -> None:
         looks.depths()
     for sql, _ in seen:
         reads = sql.count("FROM dbtasks_scheduledtask")
-        bounds = sql.count("LIMIT") + sql.count("MIN(ready_queue)") + sql.count("MAX(precedence)")
+        probes = ("LIMIT", "MIN(ready_queue)", "MAX(precedence)", "GROUP BY backend, ready_queue")
+        bounds = sum(sql.count(probe) for probe in probes)
         assert bounds >= reads or "id IN" in sql, sql
 
 
@@ -207,3 +225,54 @@ def test_counts_end_at_their_cap(engine: Engine, monkeypatch: pytest.MonkeyPatch
     assert Looks(engine).load().deferred == 6
     assert CAP == 10_000
     assert ScheduledTask.objects.count() == 18
+
+
+def has_failed_index() -> bool:
+    from django.db import connection
+
+    return bool(connection.features.supports_partial_indexes)
+
+
+@pytest.mark.parametrize(
+    "look",
+    [Look(state="failed"), Look(state="failed", task="a.b", before=uuid.UUID(int=2**127))],
+    ids=["all", "of one task, older"],
+)
+def test_failed_rows_are_found_by_an_index_that_holds_nothing_else(
+    history: Engine, look: Look
+) -> None:
+    if not has_failed_index():
+        pytest.skip("no partial indexes here")
+    with statements() as seen:
+        Looks(history).find(look, 10)
+        list(find(database_backend("default"), state="failed")[:10])
+    for sql, params in seen:
+        steps = [step for step in steps_of(sql, params) if step.index or step.scans]
+        assert {step.index for step in steps} == {"dbtasks_failed"}, sql
+
+
+def test_old_failures_are_found_at_once_or_window_by_window(engine: Engine) -> None:
+    failed = finish(engine, 1, status="FAILED", errors=FAILED)
+    finish(engine, 30)
+    looks = Looks(engine, window=5)
+    assert hexes(looks.find(Look(state="failed"), 10).ids) == (failed if has_failed_index() else [])
+    found = looks.find_patiently(Look(state="failed"), 10, patience=60)
+    assert (hexes(found.ids), found.more) == (failed, False)
+
+
+def test_patience_ends_with_a_place_to_go_on_from(engine: Engine) -> None:
+    old = put(engine, *(new_task() for _ in range(6)))
+    put(engine, *(new_task("other") for _ in range(5)))
+    looks = Looks(engine, window=5)
+    found = looks.find_patiently(Look(queue="default"), 10, patience=0)  # a glance and a look
+    assert (hexes(found.ids), found.more) == (old[:0:-1], True)
+    assert found.reached is not None
+    assert found.reached.hex == old[1]
+    whole = looks.find_patiently(Look(queue="default"), 10, patience=60)
+    assert (hexes(whole.ids), whole.more) == (old[::-1], False)
+
+
+def test_the_states_of_all_queues_are_two_statements(history: Engine) -> None:
+    with statements() as seen:
+        assert len(history.queue_states()) == 5
+    assert len(seen) == 2

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..engines.looks import Text
+from .words import showable
 
 LONGEST_TRACEBACK = 20_000  # characters; of longer ones both ends are shown
 MOST = 50  # attempts; of more the last ones are shown
@@ -25,14 +26,14 @@ class Attempt:
     worker: str
 
 
-def attempts_of(errors: Text | None, workers: Sequence[Any]) -> tuple[list[Attempt], bool]:
+def attempts_of(errors: Text | None, workers: Sequence[str]) -> tuple[list[Attempt], bool]:
     """The attempts, the last one first, and whether there are more than can be shown."""
     if errors is None:
         return [], False
     entries = list(whole_entries(errors.start))
     pairs_up = len(workers) in (len(entries), len(entries) + 1) and not errors.cut
     found = [
-        attempt_of(number, entry, str(workers[number - 1]) if pairs_up else "")
+        attempt_of(number, entry, workers[number - 1] if pairs_up else "")
         for number, entry in enumerate(entries, 1)
     ]
     return found[::-1][:MOST], errors.cut or len(found) > MOST
@@ -64,10 +65,10 @@ def entries_of_cut_list(text: str) -> Iterator[Any]:
 
 def attempt_of(number: int, entry: Any, worker: str) -> Attempt:
     if isinstance(entry, dict):
-        exception = str(entry.get("exception_class_path", ""))
-        traceback = str(entry.get("traceback", ""))
+        exception = showable(str(entry.get("exception_class_path", "")))
+        traceback = showable(str(entry.get("traceback", "")))
     else:
-        exception, traceback = "", str(entry)
+        exception, traceback = "", showable(str(entry))
     shown, cut = both_ends(traceback)
     return Attempt(number, exception[:500], last_line(traceback), shown, cut, worker)
 
@@ -93,6 +94,6 @@ def pretty(text: Text | None) -> str:
     if text.cut:
         return text.start
     try:
-        return json.dumps(json.loads(text.start), indent=2, ensure_ascii=False)
+        return showable(json.dumps(json.loads(text.start), indent=2, ensure_ascii=False))
     except (ValueError, RecursionError):
         return text.start

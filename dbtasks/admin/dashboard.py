@@ -12,10 +12,11 @@ from django.utils import timezone
 
 from ..backend import DatabaseBackend
 from ..engines.looks import CAP
+from ..troubles import FAILING
 from . import charts
 from .choice import chosen
 from .pages import Pages
-from .picture import FAILING, FAILURES_WINDOW, Picture, take
+from .picture import Picture, take
 from .words import duration, number, plural
 
 if TYPE_CHECKING:
@@ -66,7 +67,6 @@ def parts_of(admin: ScheduledTaskAdmin, request: HttpRequest) -> dict[str, Any]:
         "cards": cards(picture, backend),
         "throughput": charts.throughput(picture.samples, timezone.localtime(picture.now)),
         "run_times": charts.run_times(picture.samples, timezone.localtime(picture.now)),
-        "failures_window": FAILURES_WINDOW,
         "cap": CAP,
         "may_pause": user.has_perm("dbtasks.pause_scheduledtask"),
         "may_retry": user.has_perm("dbtasks.retry_scheduledtask"),

@@ -26,7 +26,7 @@ from .choice import chosen, looks
 from .lines import in_order, short_path, state_of
 from .operations import OPERATIONS, Operation
 from .pages import Pages
-from .query import STATE_WORDS, asked_for, look_of
+from .query import asked_for, look_of, word_of
 from .words import plural
 
 if TYPE_CHECKING:
@@ -71,14 +71,12 @@ def operate(admin: ScheduledTaskAdmin, request: HttpRequest, name: str) -> HttpR
         "ids": ",".join(map(str, ids)),
         "query": query_of(request),
         "is_list": "query" in request.POST or "query" in request.GET,
-        "states": [(STATE_WORDS[state], count) for state, count in states.most_common()],
+        "states": [(word_of(state), count) for state, count in states.most_common()],
         "gone": len(ids) - len(rows),
         "most_reached": len(ids) == MOST,
         "fitting": sum(states[state] for state in operation.states),
         "total": len(ids),
-        "rows": [
-            (row, short_path(row.task_path), STATE_WORDS[state_of(row)]) for row in rows[:NAMED]
-        ],
+        "rows": [(row, short_path(row.task_path), word_of(state_of(row))) for row in rows[:NAMED]],
         "unnamed": max(0, len(rows) - NAMED),
         "action": pages.operate(name),
         "cancel": back(request, pages) if len(ids) > 1 else pages.task(ids[0]),

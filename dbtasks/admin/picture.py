@@ -19,13 +19,9 @@ from . import charts, entries
 from .choice import looks
 from .lines import short_path
 
-FAILURES_WINDOW = 20_000  # rows of the history that each refresh looks at
+FAILURES_WINDOW = 20_000  # rows of the history that each refresh looks at, without an index
 GROUPS_SHOWN = 20
 WORKERS_SHOWN = 300
-# So many of the tasks that finished lately, and at least so many: then the headline says so.
-FAILING_SHARE, FAILING_BADLY, FAILING_LEAST = 0.1, 0.5, 5
-FAILING = "failing"
-LATELY = datetime.timedelta(minutes=10)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,11 +83,18 @@ def take(backend: DatabaseBackend) -> Picture:
     failures, found = Looks(backend.engine, FAILURES_WINDOW).failures(Look())
     minutes = statistics.minutes(alias, load.now - datetime.timedelta(hours=1))
     hour = statistics.combined(minutes)
+    stopped = {pause.name for pause in pauses if pause.kind == "queue"}
     waits = [
-        (load.now - depth.oldest).total_seconds() for depth in depths if depth.oldest is not None
+        (load.now - depth.oldest).total_seconds()
+        for depth in depths
+        if depth.oldest is not None and depth.queue not in stopped
     ]
     groups = groups_of(failures)
-    seen = troubles.judge(situation(backend, load, depths, pauses, nodes))
+    periodic = entries.entry_lines(alias, load.now)
+    seen = situation(backend, load, depths, pauses, nodes)._replace(
+        exceptions=newest_exceptions(failures),
+        failed_entries=[entry.name for entry in periodic if entry.last_state == "failed"],
+    )
     return Picture(
         now=load.now,
         load=load,
@@ -102,15 +105,12 @@ def take(backend: DatabaseBackend) -> Picture:
         task_pauses=[pause for pause in pauses if pause.kind == "task"],
         nodes=nodes,
         more_workers=sum(len(line.workers) for line in nodes) >= WORKERS_SHOWN,
-        entries=entries.entry_lines(alias, load.now),
+        entries=periodic,
         groups=groups[:GROUPS_SHOWN],
         groups_reach=found.reached,
         hour=hour,
         samples=samples_of(minutes, load.now),
-        troubles=sorted(
-            [*failing(lately(minutes, load.now), groups), *seen],
-            key=lambda trouble: trouble.severity != "error",
-        ),
+        troubles=troubles.judge(seen),
     )
 
 
@@ -200,26 +200,11 @@ def situation(
         next_due=load.next_due,
         orphans=backend.engine.orphans(),
         oldest_cancel=backend.engine.oldest_cancel(),
+        lately=statistics.by_path(backend.alias, load.now - troubles.LATELY),
     )
 
 
-def lately(minutes: Sequence[statistics.Minute], now: datetime.datetime) -> statistics.Counted:
-    return statistics.combined(minute for minute in minutes if minute.at > now - LATELY)
-
-
-def failing(recent: statistics.Counted, groups: Sequence[Group]) -> list[troubles.Trouble]:
-    """Where a notable share of the tasks that finished lately failed."""
-    if recent.failed < max(FAILING_LEAST, FAILING_SHARE * recent.finished):
-        return []
-    most = ""
-    if groups:
-        exception = short_path(groups[0].exception) or "an unknown exception"
-        most = f", most of them {groups[0].name} with {exception}"
-    return [
-        troubles.Trouble(
-            FAILING,
-            "error" if recent.failed >= FAILING_BADLY * recent.finished else "warning",
-            f"{recent.failed:,} of {recent.finished:,} tasks failed in the last 10 minutes{most}",
-            "see the failed tasks below; retry them when the cause is mended",
-        )
-    ]
+def newest_exceptions(failures: Sequence[Failure]) -> dict[str, str]:
+    """By task path, as people call them; `failures` are newest first."""
+    named = [failure for failure in failures[::-1] if failure.exception]
+    return {failure.task_path: short_path(failure.exception) for failure in named}

@@ -27,6 +27,11 @@ STATE_WORDS = {
 assert tuple(STATE_WORDS) == STATES
 
 
+def word_of(state: str) -> str:
+    """What people call a state; a row written by hand can be in one that there is not."""
+    return STATE_WORDS.get(state, state)
+
+
 def look_of(query: Mapping[str, str]) -> Look:
     """The look that a query asks for; what it says wrongly is left out."""
     asked = asked_for(query)

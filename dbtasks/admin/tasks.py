@@ -24,10 +24,11 @@ from .lines import in_order, line_of, state_of
 from .operate import operate
 from .operations import allowed_operations
 from .pages import Pages
-from .query import STATE_WORDS, WITHIN, asked_for, clean, look_of
+from .query import STATE_WORDS, WITHIN, asked_for, clean, look_of, word_of
 from .readonly import ReadOnlyAdmin
 from .switches import entry, switch
 from .timeline import timeline_of
+from .words import duration, showable
 
 PER_PAGE = 100
 SHOWN = 20_000  # characters of arguments and of a return value
@@ -129,7 +130,8 @@ class ScheduledTaskAdmin(ReadOnlyAdmin):
         texts = looks(backend).texts(row.id, SHOWN, ERRORS_SHOWN)
         if not texts:
             raise Http404("The task was deleted a moment ago.")
-        workers = row.worker_ids if isinstance(row.worker_ids, list) else []
+        listed = row.worker_ids if isinstance(row.worker_ids, list) else []
+        workers = [showable(str(worker)) for worker in listed]
         attempts, more_attempts = attempts_of(texts["errors"], workers)
         policy = policy_from_text(row.policy)
         using = backend.parsed.database
@@ -138,7 +140,7 @@ class ScheduledTaskAdmin(ReadOnlyAdmin):
             "row": row,
             "line": line_of(row, {}),
             "state": state_of(row),
-            "state_word": STATE_WORDS[state_of(row)],
+            "state_word": word_of(state_of(row)),
             "pages": Pages(self.admin_site.name, backend),
             "operations": allowed_operations(request, state_of(row)),
             "texts": [
@@ -153,7 +155,7 @@ class ScheduledTaskAdmin(ReadOnlyAdmin):
             "attempts": attempts,
             "more_attempts": more_attempts,
             "policy": [
-                (field.replace("_", " "), getattr(policy, field))
+                (field.replace("_", " "), option_in_words(getattr(policy, field)))
                 for field in policy.__dataclass_fields__
                 if getattr(policy, field) != getattr(DEFAULT, field)
             ],
@@ -163,11 +165,18 @@ class ScheduledTaskAdmin(ReadOnlyAdmin):
         }
 
 
+def option_in_words(value: Any) -> str:
+    """An option of a policy: its numbers with a fraction are seconds."""
+    if isinstance(value, tuple):
+        return ", then ".join(map(option_in_words, value))
+    return duration(value) if isinstance(value, float) else str(value)
+
+
 def list_of(request: HttpRequest, backend: DatabaseBackend, pages: Pages) -> dict[str, Any]:
     """The found tasks, the filter's choices and the way to what is older."""
     look, asked = look_of(request.GET.dict()), asked_for(request.GET.dict())
     view = looks(backend)
-    found = view.find(look, PER_PAGE)
+    found = view.find_patiently(look, PER_PAGE)
     using = backend.parsed.database
     rows = in_order(
         ScheduledTask.objects.using(using).defer(*GIANT, "policy").filter(pk__in=found.ids),
@@ -206,7 +215,6 @@ def list_of(request: HttpRequest, backend: DatabaseBackend, pages: Pages) -> dic
         "following": pages.tasks(**kept, **following) if following else "",
         "is_first": look.before is None and not look.offset,
         "first": pages.tasks(**kept),
-        "window": view.window,
         "in_history": look.in_history,
         "short_look": found.more and len(rows) < PER_PAGE,
         "reached": found.reached,

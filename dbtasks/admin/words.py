@@ -1,4 +1,4 @@
-"""Numbers as people say them."""
+"""Numbers and texts as people can read them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from django.utils import timezone
 
 STEPS = ((86_400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
 SECONDS_BELOW = 120
+
+
+def showable(text: str) -> str:
+    """What a page can hold: half a surrogate pair, which JSON can, is shown as its escape."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def duration(seconds: float | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import shutil
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TextIO
@@ -22,6 +23,11 @@ class Output:
     @property
     def is_terminal(self) -> bool:
         return bool(getattr(self.stream, "isatty", lambda: False)())
+
+    @property
+    def width(self) -> int:
+        """How many characters a line of the terminal has."""
+        return shutil.get_terminal_size().columns
 
     def rows(self, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """A table; each column has a name, which a pipe does without."""

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from .. import statistics
 from ..fields import as_utc
 from ..troubles import Situation, Trouble, judge, look
-from .output import Output
+from .output import Output, aligned, duration
 
 HELP = "Shows nodes, workers, queues, rates and what is wrong; exit code 1 if something is."
 NODE_COLUMNS = ("node", "host", "pid", "kind", "state", "workers", "busy", "seen")
 WORKER_COLUMNS = ("worker", "state", "task", "for", "done", "failed", "restarts")
 QUEUE_COLUMNS = ("queue", "ready", "waits", "paused", "per minute", "failed", "p50", "p95")
+# What a narrow terminal does without, the first one first.
+NODE_SPARE = ("kind", "host", "pid", "seen")
+QUEUE_SPARE = ("p50", "p95", "failed", "per minute")
+WORKER_SPARE = ("restarts", "failed", "done")
 COUNTS = ("ready", "running", "deferred", "paused")
 RATES_OVER = 5  # minutes
 SHORTEST_INTERVAL = 0.5  # seconds
@@ -40,12 +43,33 @@ class Report(NamedTuple):
 
 
 class Section(NamedTuple):
+    """A table for people; the columns that a narrow terminal does without, the first one first."""
+
     columns: tuple[str, ...]
     rows: Sequence[Sequence[Any]]
+    spare: tuple[str, ...] = ()
+
+    def fitted(self, width: int) -> Section:
+        """Without as many of the spare columns as it takes to be so narrow, if it can be."""
+        left = list(self.spare)
+        section = self
+        while left and width_of(section) > width:
+            section = section.without(left.pop(0))
+        return section
+
+    def without(self, column: str) -> Section:
+        at = self.columns.index(column)
+        rows = [[*row[:at], *row[at + 1 :]] for row in self.rows]
+        return Section((*self.columns[:at], *self.columns[at + 1 :]), rows)
+
+
+def width_of(section: Section) -> int:
+    """In characters, with two spaces between two columns."""
+    return max(map(len, aligned(section.columns, section.rows)))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--watch", action="store_true", help="show it again and again (Ctrl-C)")
+    parser.add_argument("--watch", action="store_true", help="show it again and again, until q")
     parser.add_argument(
         "--interval", type=float, default=2.0, metavar="SECONDS", help="of --watch (default: 2)"
     )
@@ -58,7 +82,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
     if out.as_json:
         out.document(document(found))
     elif out.is_terminal:
-        for line in lines(found):
+        for line in lines(found, out.width):
             out.line(line)
     else:
         tell_pipe(found, out)
@@ -66,13 +90,15 @@ def run(options: argparse.Namespace, out: Output) -> int:
 
 
 def run_watch(options: argparse.Namespace, out: Output) -> int:
+    from .keys import keys
     from .watch import watch
 
     if options.interval < SHORTEST_INTERVAL:
         raise ValueError(f"--interval must be at least {SHORTEST_INTERVAL:g} seconds")
     if out.as_json or not out.is_terminal:
         raise ValueError("--watch needs a terminal; without it, status prints once")
-    watch(options.backend, out, lambda: time.sleep(options.interval))
+    with keys() as wait:
+        watch(options.backend, out, lambda: wait(options.interval) in ("q", "Q"))
     return 0
 
 
@@ -167,19 +193,31 @@ def counts_line(seen: Situation) -> str:
 
 def sections(found: Report) -> list[Section]:
     everything = [
-        Section(NODE_COLUMNS, node_rows(found.seen)),
-        Section(QUEUE_COLUMNS, queue_rows(found)),
+        Section(NODE_COLUMNS, node_rows(found.seen), NODE_SPARE),
+        Section(QUEUE_COLUMNS, [for_people(row) for row in queue_rows(found)], QUEUE_SPARE),
     ]
     return [section for section in everything if section.rows]
 
 
-def lines(found: Report) -> list[str]:
-    """For people, as text."""
-    from .output import aligned
+def for_people(queue: Sequence[Any]) -> list[Any]:
+    """A row of `queue_rows`: what is as it should be stays blank, run times have units."""
+    shown = dict(zip(QUEUE_COLUMNS, queue, strict=True))
+    shown["paused"] = "paused" if shown["paused"] else ""
+    for name in ("p50", "p95"):
+        shown[name] = None if shown[name] is None else run_time(shown[name])
+    return list(shown.values())
 
+
+def run_time(seconds: float) -> str:
+    return f"{seconds * 1000:.0f}ms" if seconds < 1 else duration(seconds)
+
+
+def lines(found: Report, width: int) -> list[str]:
+    """For people, as text in so many columns, if that can be."""
     told = [counts_line(found.seen)]
     for section in sections(found):
-        told += ["", *aligned(section.columns, section.rows)]
+        fitted = section.fitted(width)
+        told += ["", *aligned(fitted.columns, fitted.rows)]
     told.append("")
     for trouble in found.troubles:
         told += [f"{trouble.severity}: {trouble.what}", f"  {trouble.advice}"]

@@ -13,6 +13,7 @@ from ..runner import database_backend
 from .output import Output, aligned, cell
 from .status import (
     WORKER_COLUMNS,
+    WORKER_SPARE,
     Report,
     Section,
     counts_line,
@@ -26,13 +27,15 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 CLEAR = "\x1b[H\x1b[2J"
+LONG = 10.0  # seconds; whoever runs a task for longer stands first
+ALARMING = {"expired": "bold red", "starting": "yellow", "draining": "yellow", "paused": "yellow"}
 Show = Callable[[Report | None, str], None]
 
 
-def watch(backend: str, out: Output, rest: Callable[[], None]) -> None:
+def watch(backend: str, out: Output, rest: Callable[[], object]) -> None:
     """Until Ctrl-C. While the database is away it says so, and goes on.
 
-    `rest` is called between two screens.
+    `rest` is called between two screens, and ends it if it returns something true.
     """
     engine = database_backend(backend).engine
     found: Report | None = None
@@ -47,7 +50,8 @@ def watch(backend: str, out: Output, rest: Callable[[], None]) -> None:
                     raise
                 engine.close()
             show(found, why)
-            rest()
+            if rest():
+                return
 
 
 @contextlib.contextmanager
@@ -61,19 +65,33 @@ def screen(out: Output) -> Iterator[Show]:
         return
     console = Console(file=out.stream, force_terminal=True)
     with Live(console=console, screen=True, auto_refresh=False) as live:
-        yield lambda found, why: live.update(colourful(found, why), refresh=True)
+        yield lambda found, why: live.update(colourful(found, why, console.width), refresh=True)
 
 
 def plain(found: Report | None, why: str, out: Output) -> None:
     out.stream.write(CLEAR)
     out.line(headline(found, why))
-    for line in lines(found) if found else []:
+    for line in lines(found, out.width) if found else []:
         out.line(line)
     if found and found.seen.workers:
         out.line()
-        for line in aligned(WORKER_COLUMNS, worker_rows(found.seen)):
+        fitted = workers(found).fitted(out.width)
+        for line in aligned(fitted.columns, fitted.rows):
             out.line(line)
     out.flush()
+
+
+def workers(found: Report) -> Section:
+    """Those first that have run one task for long; a screen may end before the idle ones."""
+    rows = worker_rows(
+        found.seen._replace(
+            workers=sorted(
+                found.seen.workers,
+                key=lambda worker: -max(LONG, worker.task_seconds or 0.0),
+            )
+        )
+    )
+    return Section(WORKER_COLUMNS, rows, WORKER_SPARE)
 
 
 def headline(found: Report | None, why: str) -> str:
@@ -81,10 +99,10 @@ def headline(found: Report | None, why: str) -> str:
         since = f", last seen {found.seen.now:%H:%M:%S} UTC" if found else ""
         return f"NO ANSWER{since}: {why}"
     at = found.seen.now if found else datetime.datetime.now(datetime.UTC)
-    return f"dbtasks at {at:%H:%M:%S} UTC (Ctrl-C ends)"
+    return f"dbtasks at {at:%H:%M:%S} UTC (q or Ctrl-C ends)"
 
 
-def colourful(found: Report | None, why: str) -> RenderableType:
+def colourful(found: Report | None, why: str, width: int) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
@@ -97,8 +115,8 @@ def colourful(found: Report | None, why: str) -> RenderableType:
             parts.append(Text(f"  {cell(trouble.advice)}", style="dim"))
         if not found.troubles:
             parts.append(Text("All is well.", style="green"))
-        workers = Section(WORKER_COLUMNS, worker_rows(found.seen))
-        parts += [table(section) for section in [*sections(found), workers] if section.rows]
+        shown = [section for section in [*sections(found), workers(found)] if section.rows]
+        parts += [table(section.fitted(width)) for section in shown]
     return Group(*parts)
 
 
@@ -113,5 +131,6 @@ def table(section: Section) -> RenderableType:
         shown.add_column(name, justify="right" if numbers else "left", no_wrap=True)
     for row in section.rows:
         # As Text: what a task is called is no markup.
-        shown.add_row(*(Text(cell(value), overflow="ellipsis") for value in row))
+        cells = map(cell, row)
+        shown.add_row(*(Text(text, ALARMING.get(text, ""), overflow="ellipsis") for text in cells))
     return Group("", shown)

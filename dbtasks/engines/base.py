@@ -226,7 +226,7 @@ class PauseRow:
 
 
 class QueueState(NamedTuple):
-    """A queue with ready rows, and since when the one waits that is next (aware, UTC)."""
+    """A queue with ready rows, and since when one of the next waits (aware, UTC)."""
 
     name: str
     ready: int
@@ -410,6 +410,9 @@ class Engine(Protocol):
         expired: bool,
     ) -> int:
         """Deletes (or counts) finished rows with ids over `after` up to `last` as they say."""
+
+    def ready_queues(self) -> list[str]:
+        """The names of the queues that have ready rows, by a probe for each of them."""
 
     def queue_states(self) -> list[QueueState]:
         """The queues that have ready rows."""

@@ -1,36 +1,39 @@
 """What the admin asks about the queue, so that it costs the same with millions of rows.
 
 Nothing here counts or scans the history. Each look reads at most so many entries of one index, in
-its order, and filters what it read: claimable, deferred and claimed rows by the indexes that hold
-nothing else, all others by the primary key, which grows with time.
+its order, and filters what it read: claimable, deferred, claimed and failed rows by the indexes
+that hold nothing else, all others by the primary key, which grows with time. The last way is also
+that to failed rows on MySQL and MariaDB, which have no partial indexes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
+import itertools
 import re
+import time
 import uuid
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
-from ..fields import utc_value
+from ..fields import in_range, read_value, utc_value
 from .base import Engine
-from .connection import Connected
-from .portable import READY_QUEUES
+from .portable import PortableEngine
 
 WINDOW = 50_000  # rows of the history that one look reads
+GLANCE = 1000  # that the first one of several reads: most often these are enough
+PATIENCE = 0.25  # seconds for one look after another, where the first ones found too little
 CAP = 10_000  # entries of a smaller index that one look reads or counts
 QUEUES_SHOWN = 50
 AGES_READ = 500  # rows per queue, to find its oldest
 FAILURES_READ = 500
 WHOLE_ERRORS = 20_000  # characters of `errors` that are read to name an exception
 
+# Only the columns that matter: MariaDB writes what it looked at into a table, long texts to a disk.
 LOOK = """
 SELECT id FROM (
-    SELECT id, backend, queue, status, task_path, claimed_by, worker_ids, ready_queue, precedence,
-        due_at, claim_node
-    FROM dbtasks_scheduledtask{index} WHERE {source} LIMIT %s
+    SELECT {columns} FROM dbtasks_scheduledtask{index} WHERE {source} LIMIT %s
 ) looked_at
 WHERE backend = %s{conditions} ORDER BY {order} LIMIT %s OFFSET %s"""
 
@@ -46,7 +49,9 @@ RUNNING = ("claim_node > '' ORDER BY claim_node, claimed_by", "claim_node, claim
 
 LAST_READ = "SELECT id FROM dbtasks_scheduledtask{index} WHERE {source} LIMIT 1 OFFSET %s"
 
-QUEUE_NAMES = READY_QUEUES + " SELECT name FROM ready WHERE name IS NOT NULL LIMIT %s"
+# A literal: SQLite does not find out that a parameter's value is what the index is about.
+IS_FAILED = "dbtasks_scheduledtask.status = 'FAILED'"
+
 # One queue's depth; its oldest among the first, and the head of its lowest priority, which waits
 # longest where others always overtake it.
 QUEUE_DEPTH = """
@@ -54,10 +59,10 @@ SELECT %s AS name,
     (SELECT COUNT(*) FROM (
         SELECT precedence FROM dbtasks_scheduledtask{index} WHERE backend = %s AND ready_queue = %s
         ORDER BY precedence LIMIT %s) counted) AS depth,
-    (SELECT MIN(since) FROM (
+    (SELECT {first} FROM (
         SELECT COALESCE(run_after, enqueued_at) AS since FROM dbtasks_scheduledtask{index}
         WHERE backend = %s AND ready_queue = %s ORDER BY precedence, id LIMIT %s) first) AS first,
-    (SELECT COALESCE(run_after, enqueued_at) FROM dbtasks_scheduledtask{index}
+    (SELECT {last} FROM dbtasks_scheduledtask{index}
      WHERE backend = %s AND ready_queue = %s AND precedence = (
         SELECT MAX(precedence) FROM dbtasks_scheduledtask{index}
         WHERE backend = %s AND ready_queue = %s)
@@ -166,7 +171,7 @@ class Looks:
     """The looks, through the engine of one backend."""
 
     def __init__(self, engine: Engine, window: int = WINDOW) -> None:
-        self.engine = cast(Connected, engine)
+        self.engine = cast(PortableEngine, engine)
         self.backend = engine.backend
         self.window = window
 
@@ -178,40 +183,58 @@ class Looks:
             return self.find_failures(look, limit)
         return self.find_in_history(look, limit) if look.in_history else self.find_now(look, limit)
 
+    def find_patiently(self, look: Look, limit: int, patience: float = PATIENCE) -> Found:
+        """`find`, and further back in the history until it has enough or has looked for so long."""
+        deadline = time.monotonic() + patience
+        ids: list[uuid.UUID] = []
+        glance = Looks(cast(Engine, self.engine), min(GLANCE, self.window))
+        for view in itertools.chain([glance], itertools.repeat(self)):
+            found = view.find(look, limit - len(ids))
+            ids += found.ids
+            found = dataclasses.replace(found, ids=ids)
+            enough = len(ids) >= limit or not found.more or not look.in_history
+            if enough or (view is self and time.monotonic() > deadline):
+                break
+            look = dataclasses.replace(look, before=found.reached)
+        return found
+
     def find_in_history(self, look: Look, limit: int) -> Found:
-        source, parameters = history_source(look)
+        index, source, parameters = self.history_source(look)
         conditions, values = self.conditions(look)
         rows = self.engine.rows(
             LOOK,
-            [*parameters, self.window, self.backend, *values, limit + 1, 0],
-            index=self.index("PRIMARY"),
+            [*parameters, self.window_of(look), self.backend, *values, limit + 1, 0],
+            index=self.index(index),
             source=source,
+            columns=columns_of(look, "id DESC"),
             conditions=conditions,
             order="id DESC",
         )
         ids = [as_uuid(id) for (id,) in rows]
         if len(ids) > limit:
             return Found(ids[:limit], True, ids[limit - 1])
-        return Found(ids, *self.last_read(source, parameters))
+        last = [*parameters, self.window_of(look) - 1]
+        return Found(ids, *self.last_read(self.index(index), source, last))
 
-    def last_read(self, source: str, parameters: Sequence[Any]) -> tuple[bool, uuid.UUID | None]:
+    def last_read(
+        self, index: str, source: str, parameters: Sequence[Any]
+    ) -> tuple[bool, uuid.UUID | None]:
         """Whether the window ended before the history did, and with which id."""
-        rows = self.engine.rows(
-            LAST_READ,
-            [*parameters, self.window - 1],
-            index=self.index("PRIMARY"),
-            source=source,
-        )
+        rows = self.engine.rows(LAST_READ, parameters, index=index, source=source)
         return (True, as_uuid(rows[0][0])) if rows else (False, None)
 
     def find_now(self, look: Look, limit: int) -> Found:
         index, source, parameters, order = self.source_of_state(look)
         conditions, values = self.conditions(look)
+        # Where the index filters and orders alone, nothing is read that is not shown.
+        alone = look.state == "ready" and not (look.task or look.text or look.worker)
+        most = min(CAP, look.offset + limit + 1) if alone else CAP
         rows = self.engine.rows(
             LOOK,
-            [*parameters, CAP, self.backend, *values, limit + 1, look.offset],
+            [*parameters, most, self.backend, *values, limit + 1, look.offset],
             index=self.index(index),
             source=source,
+            columns=columns_of(look, order),
             conditions=conditions,
             order=order,
         )
@@ -271,25 +294,28 @@ class Looks:
             int(deferred),
             int(paused),
             int(running),
-            None if due is None else utc_value(due, connection),
+            None if due is None else read_value(due, connection),
         )
 
     def depths(self) -> list[Depth]:
         """Of each queue with claimable rows, up to QUEUES_SHOWN of them; by name."""
-        rows = self.engine.rows(QUEUE_NAMES, [self.backend, self.backend, QUEUES_SHOWN])
-        names = [str(name) for (name,) in rows]
+        names = sorted(self.engine.ready_queues())[:QUEUES_SHOWN]
         if not names:
             return []
         parameters: list[Any] = []
         for name in names:
             here = [self.backend, name]
             parameters += [name, *here, CAP + 1, *here, AGES_READ, *here, *here]
-        one = QUEUE_DEPTH.format(index=self.index("dbtasks_claim"))
+        one = QUEUE_DEPTH.format(
+            index=self.index("dbtasks_claim"),
+            first=in_range("MIN(since)", self.vendor),
+            last=in_range("COALESCE(run_after, enqueued_at)", self.vendor),
+        )
         text = " UNION ALL ".join([f"SELECT * FROM ({one}) one"] * len(names))
         connection = self.engine.connection
         found = []
         for name, depth, *times in self.engine.rows("{depths}", parameters, depths=text):
-            waits = [utc_value(time, connection) for time in times if time is not None]
+            waits = [read_value(time, connection) for time in times if time is not None]
             found.append(Depth(str(name), int(depth), min(waits, default=None)))
         return found
 
@@ -302,6 +328,30 @@ class Looks:
     def index(self, name: str) -> str:
         """For MariaDB, which would rather sort a table that looks small to it."""
         return f" FORCE INDEX ({name})" if self.vendor == "mysql" else ""
+
+    def knows_failed(self, look: Look) -> bool:
+        """Whether the failed rows have an index that holds nothing else."""
+        return look.state == "failed" and self.vendor != "mysql"
+
+    def window_of(self, look: Look) -> int:
+        """How many rows one look reads at most; those of a small index lie far apart."""
+        return min(CAP, self.window) if self.knows_failed(look) else self.window
+
+    def history_source(self, look: Look) -> tuple[str, str, list[Any]]:
+        conditions: list[str] = []
+        parameters: list[Any] = []
+        index = "PRIMARY"
+        if self.knows_failed(look):
+            index = "dbtasks_failed"
+            conditions += ["backend = %s", IS_FAILED]
+            parameters.append(self.backend)
+        if look.before is not None:
+            conditions.append("id < %s")
+            parameters.append(look.before.hex)
+        if look.since is not None:
+            conditions.append("id >= %s")
+            parameters.append(lowest_id(look.since).hex)
+        return index, f"{' AND '.join(conditions) or '1 = 1'} ORDER BY id DESC", parameters
 
     def source_of_state(self, look: Look) -> tuple[str, str, list[Any], str]:
         """The index that has the rows of that state, how it is read, and in which order."""
@@ -336,16 +386,13 @@ class Looks:
         return conditions, values
 
 
-def history_source(look: Look) -> tuple[str, list[Any]]:
-    conditions: list[str] = []
-    parameters: list[Any] = []
-    if look.before is not None:
-        conditions.append("id < %s")
-        parameters.append(look.before.hex)
-    if look.since is not None:
-        conditions.append("id >= %s")
-        parameters.append(lowest_id(look.since).hex)
-    return f"{' AND '.join(conditions) or '1 = 1'} ORDER BY id DESC", parameters
+def columns_of(look: Look, order: str) -> str:
+    """What a look must read to filter and to sort."""
+    wanted = ["id", "backend", *(word for word in re.findall(r"\w+", order) if word != "DESC")]
+    wanted += ["status"] * look.in_history + ["queue"] * bool(look.queue)
+    wanted += ["task_path"] * bool(look.task or look.text)
+    wanted += ["claimed_by", "worker_ids"] * bool(look.worker)
+    return ", ".join(dict.fromkeys(wanted))
 
 
 def lowest_id(moment: datetime.datetime) -> uuid.UUID:

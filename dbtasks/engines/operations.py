@@ -16,7 +16,7 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from ..fields import utc_value
+from ..fields import in_range, read_value, utc_value
 from ..policy import policy_from_text
 from .base import CancelRequest, Claimant, PauseRow
 from .connection import Connected
@@ -28,7 +28,7 @@ UNPARK_BATCH = 1000
 PARKED = datetime.datetime(9000, 1, 1, tzinfo=datetime.UTC)
 
 SELECT_ROWS = """
-SELECT id, status, ready_queue, due_at, errors, policy
+SELECT id, status, ready_queue, {due_at}, errors, policy
 FROM dbtasks_scheduledtask WHERE backend = %s AND id IN ({ids}) ORDER BY id{lock}"""
 # The errors, worker_ids and attempts of the runs before stay; what counts against it begins anew.
 RETRY_ROWS = """
@@ -186,7 +186,8 @@ class Operations(Connected):
         return refused
 
     def lock_rows(self, ids: Sequence[str]) -> list[Row]:
-        found = self.rows(SELECT_ROWS, (self.backend, *ids), ids=marks(ids))
+        due_at = in_range("due_at", self.connection.vendor)
+        found = self.rows(SELECT_ROWS, (self.backend, *ids), ids=marks(ids), due_at=due_at)
         return [Row(*row) for row in found]
 
     def run_on(self, text: str, rows: Sequence[Row], *parameters: Any) -> int:
@@ -345,7 +346,7 @@ def state_of(row: Row, connection: Any) -> str:
         return "finished"
     if row.due_at is None:
         return "ready"
-    return "paused" if utc_value(row.due_at, connection) >= PARKED else "deferred"
+    return "paused" if read_value(row.due_at, connection) >= PARKED else "deferred"
 
 
 def refusal(state: str, status: str) -> str:

@@ -78,6 +78,7 @@ WITH RECURSIVE ready (name) AS (
         WHERE backend = %s AND ready_queue > ready.name
     ) FROM ready WHERE ready.name IS NOT NULL
 )"""
+READY_NAMES = READY_QUEUES + " SELECT name FROM ready WHERE name IS NOT NULL"
 HEADS = (
     READY_QUEUES
     + """
@@ -171,6 +172,9 @@ class PortableEngine(Operations, Overview, Statistics, Upkeep):
         )
 
     # Consuming
+
+    def ready_queues(self) -> list[str]:
+        return [str(name) for (name,) in self.rows(READY_NAMES, (self.backend, self.backend))]
 
     def heads(self, queues: QueueSelection) -> list[Head]:
         preference, parameters = queues.sql("name")

@@ -24,6 +24,7 @@ from django.db.migrations.operations import AddField, CreateModel
 from django.db.migrations.operations import AddIndex as PlainAddIndex
 from django.db.models.expressions import Value
 
+from ..fields import OnlyPartialIndex
 from .patience import execute, politely
 
 POSTGRESQL_INDEX_IS_VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)"
@@ -88,6 +89,7 @@ class AddIndex(PlainAddIndex):
     """AddIndex beside the writers: CONCURRENTLY on PostgreSQL, LOCK=NONE on MySQL and MariaDB.
 
     What an interrupted build left is removed and built anew. SQLite builds it under its only lock.
+    An OnlyPartialIndex is left out where the database has no such.
     """
 
     atomic = False
@@ -96,18 +98,22 @@ class AddIndex(PlainAddIndex):
         self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any
     ) -> None:
         model = to_state.apps.get_model(app_label, self.model_name)
-        if self.allow_migrate_model(schema_editor.connection.alias, model):
+        if self.is_wanted(schema_editor.connection, model):
             build_index(schema_editor, model, self.index)
 
     def database_backwards(
         self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any
     ) -> None:
         model = from_state.apps.get_model(app_label, self.model_name)
-        if self.allow_migrate_model(schema_editor.connection.alias, model):
+        if self.is_wanted(schema_editor.connection, model):
             index = from_state.models[app_label, self.model_name_lower].get_index_by_name(
                 self.index.name
             )
             drop_index(schema_editor, model, index)
+
+    def is_wanted(self, connection: Any, model: type[models.Model]) -> bool:
+        possible = not isinstance(self.index, OnlyPartialIndex) or self.index.exists_on(connection)
+        return possible and bool(self.allow_migrate_model(connection.alias, model))
 
 
 class CreateTable(CreateModel):

@@ -14,7 +14,7 @@ from django.utils.safestring import SafeString
 
 from ..admin.lines import short_path
 from ..admin.pages import Pages
-from ..admin.query import STATE_WORDS
+from ..admin.query import word_of
 from ..admin.words import aware, duration, number, size
 
 if TYPE_CHECKING:
@@ -33,9 +33,7 @@ def address(pages: Pages, name: str, *args: Any, **query: Any) -> str:
 @register.simple_tag
 def state(name: str) -> SafeString:
     """A state as a coloured word."""
-    return format_html(
-        '<span class="dbtasks-state dbtasks-{}">{}</span>', name, STATE_WORDS.get(name, name)
-    )
+    return format_html('<span class="dbtasks-state dbtasks-{}">{}</span>', name, word_of(name))
 
 
 @register.filter
@@ -53,6 +51,12 @@ def exact(moment: datetime.datetime) -> str:
     """In the zone of the project, to the millisecond."""
     local = timezone.localtime(aware(moment))
     return f"{local:%Y-%m-%d %H:%M:%S}.{local.microsecond // 1000:03d} {local:%Z}"
+
+
+@register.filter
+def to_the_minute(moment: datetime.datetime) -> str:
+    """In the zone of the project."""
+    return f"{timezone.localtime(aware(moment)):%Y-%m-%d %H:%M %Z}"
 
 
 @register.filter

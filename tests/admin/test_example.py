@@ -12,7 +12,7 @@ import pytest
 
 pytestmark = pytest.mark.once
 
-EXAMPLE = Path(__file__).resolve().parent.parent / "deploy" / "example"
+EXAMPLE = Path(__file__).resolve().parents[2] / "deploy" / "example"
 SCRIPT = """
 import django; django.setup()
 from django.conf import settings

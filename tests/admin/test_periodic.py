@@ -2,48 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
 from django.test import Client
 
 from dbtasks import periodic
 from dbtasks.engines import Engine
 from dbtasks.models import ScheduledTask
+from tests.admin.test_tasks import messages_of, text_of
 from tests.admin_site import (
     DASHBOARD,
     EVIL,
     LIST,
-    admin_site,
     assert_escaped,
     browser_of,
-    forget_people,
     log_of_actions,
     person,
 )
-from tests.engines import fresh_engine
-from tests.test_admin_tasks import messages_of, text_of
 
 NOOP = "tests.app.tasks.noop"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def site(tables: None) -> Iterator[None]:
-    with admin_site():
-        yield
-
-
-@pytest.fixture
-def engine(db: None, site: None) -> Iterator[Engine]:
-    forget_people()
-    yield fresh_engine()
-    forget_people()
-
-
-@pytest.fixture
-def root(engine: Engine) -> Client:
-    return browser_of(person("root", superuser=True))
 
 
 def switch(client: Client, name: str, entry: str, **values: str) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import re
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,10 +17,8 @@ from tests.admin_site import (
     EVERY_OPERATION,
     EVIL,
     LIST,
-    admin_site,
     assert_escaped,
     browser_of,
-    forget_people,
     log_of_actions,
     person,
 )
@@ -39,24 +36,6 @@ from tests.engines import (
 )
 
 DOES = "tests.app.tasks.noop"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def site(tables: None) -> Iterator[None]:
-    with admin_site():
-        yield
-
-
-@pytest.fixture
-def engine(db: None, site: None) -> Iterator[Engine]:
-    forget_people()
-    yield fresh_engine()
-    forget_people()
-
-
-@pytest.fixture
-def root(engine: Engine) -> Client:
-    return browser_of(person("root", superuser=True))
 
 
 def failed(engine: Engine, error: str = "builtins.ValueError", **changes: Any) -> str:
@@ -184,7 +163,8 @@ def test_nonsense_in_a_query_is_no_error(engine: Engine, root: Client) -> None:
 
 
 def test_a_task_shows_all_that_is_known(engine: Engine, root: Client) -> None:
-    id = failed(engine, args='["ada",1]', kwargs='{"vip":true}', policy='{"max_attempts":5}')
+    policy = '{"max_attempts":5,"backoff":[1.0,120.0],"retain":604800.0}'
+    id = failed(engine, args='["ada",1]', kwargs='{"vip":true}', policy=policy)
     response = root.get(f"{LIST}{uuid.UUID(id)}/change/")
     text = text_of(response)
     for part in (
@@ -194,6 +174,8 @@ def test_a_task_shows_all_that_is_known(engine: Engine, root: Client) -> None:
         ME.worker,
         DOES,
         "Max attempts",
+        "1.0 s, then 2 min",
+        "7 d",
     ):
         assert part in text, part
     assert [event.what for event in response.context["timeline"]] == [

@@ -6,7 +6,6 @@ import datetime
 import json
 import re
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,47 +18,27 @@ from dbtasks.admin.words import duration, number, size
 from dbtasks.engines import Engine
 from dbtasks.engines.looks import Text
 from dbtasks.models import Node, ScheduledTask, Statistic, Worker
+from tests.admin.test_tasks import TWO, failed, messages_of, text_of
 from tests.admin_site import (
     DASHBOARD,
     EVIL,
     LIST,
     LIVE,
-    admin_site,
     assert_escaped,
     browser_of,
-    forget_people,
     log_of_actions,
     person,
 )
 from tests.engines import EVERYTHING, ME, fresh_engine, new_task, node, outcome_of, put, statements
-from tests.test_admin_tasks import TWO, failed, messages_of, text_of
 
 PARTS = {"headline", "now", "queues", "nodes", "periodic", "failures"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def site(tables: None) -> Iterator[None]:
-    with admin_site():
-        yield
-
-
-@pytest.fixture
-def engine(db: None, site: None) -> Iterator[Engine]:
-    forget_people()
-    yield fresh_engine()
-    forget_people()
-
-
-@pytest.fixture
-def root(engine: Engine) -> Client:
-    return browser_of(person("root", superuser=True))
-
-
-def count(engine: Engine, **counts: int) -> None:
+def count(engine: Engine, path: str = "a.b", **counts: int) -> None:
     """Statistics of this minute, as the database's clock has it."""
     minute = int(engine.now().timestamp() // 60)
     Statistic.objects.create(
-        backend=engine.backend, minute=minute, queue="default", task_path="a.b", **counts
+        backend=engine.backend, minute=minute, queue="default", task_path=path, **counts
     )
 
 
@@ -95,11 +74,12 @@ def test_a_calm_queue_is_well(engine: Engine, root: Client) -> None:
 def test_many_failures_are_the_first_thing_it_says(engine: Engine, root: Client) -> None:
     engine.renew_lease(node())
     failed(engine, error="shop.Broken", task_path="shop.tasks.charge")
-    count(engine, succeeded=10, failed=90)
+    count(engine, succeeded=10, failed=5)
+    count(engine, "shop.tasks.charge", failed=85)
     page = root.get(DASHBOARD)
     assert page.context["severity"] == "critical"
     assert page.context["headline"] == (
-        "90 of 100 tasks failed in the last 10 minutes, most of them charge with Broken."
+        "90 of 100 tasks failed in the last 10 minutes, most of them shop.tasks.charge with Broken."
     )
     assert "Retry these" in text_of(page)
     (group,) = page.context["picture"].groups
@@ -123,6 +103,24 @@ def test_a_queue_that_falls_behind_is_told(engine: Engine, root: Client) -> None
     page = root.get(DASHBOARD)
     assert "Queue email" in page.context["headline"]
     assert "25 min" in text_of(page)
+
+
+def test_a_paused_queue_waits_without_alarm(engine: Engine, root: Client) -> None:
+    engine.renew_lease(node())
+    put(engine, new_task("email", enqueued_at=engine.now() - datetime.timedelta(minutes=25)))
+    operations.pause(queue="email", by="ada")
+    page = root.get(DASHBOARD)
+    assert page.context["headline"].startswith("Queue email is paused")
+    assert page.context["picture"].waits is None
+    assert not any(card["alarm"] for card in page.context["cards"])
+
+
+def test_a_task_that_ends_its_workers_is_named(engine: Engine, root: Client) -> None:
+    engine.renew_lease(node())
+    count(engine, "shop.tasks.fatal", rescued=5)
+    page = root.get(DASHBOARD)
+    assert page.context["severity"] == "critical"
+    assert page.context["headline"].endswith("all of them shop.tasks.fatal.")
 
 
 def test_a_silent_node_is_told(engine: Engine, root: Client) -> None:

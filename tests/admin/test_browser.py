@@ -15,10 +15,10 @@ import pytest
 from dbtasks import operations
 from dbtasks.engines import Engine
 from dbtasks.models import ScheduledTask
-from tests.admin_site import DASHBOARD, EVIL, LIST, admin_site, forget_people, person
+from tests.admin.test_tasks import failed
+from tests.admin_site import DASHBOARD, EVIL, LIST, person
 from tests.browser import chromium, complaints, live_server, missing_browser, sign_in
-from tests.engines import fresh_engine, new_task, node, put, stored
-from tests.test_admin_tasks import failed
+from tests.engines import new_task, node, put, stored
 from tests.waiting import wait_until
 
 MISSING = missing_browser()
@@ -31,22 +31,20 @@ pytestmark = pytest.mark.once
 
 
 @pytest.fixture(scope="module")
-def browser(tables: None) -> Iterator[tuple[Any, str]]:
+def browser(site: None) -> Iterator[tuple[Any, str]]:
     """A driver and the address of the server."""
     if MISSING:
         if os.environ.get("CI"):
             pytest.fail(MISSING)
         pytest.skip(MISSING)
-    with admin_site(), live_server() as server, chromium() as driver:
+    with live_server() as server, chromium() as driver:
         yield driver, server
 
 
 @pytest.fixture
-def engine(browser: tuple[Any, str], db: None) -> Iterator[Engine]:
-    forget_people()
-    yield fresh_engine()
+def engine(browser: tuple[Any, str], engine: Engine) -> Iterator[Engine]:
+    yield engine
     browser[0].get("about:blank")  # nothing asks the server any more
-    forget_people()
 
 
 @pytest.fixture
