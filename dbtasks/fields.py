@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import re
 from typing import Any
 
 from django.conf import settings
@@ -14,6 +15,11 @@ from django.utils import timezone
 # Made once: json.dumps makes an encoder for each call that has options.
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 _SCALARS = frozenset({str, int, float, bool, type(None)})
+
+# What stands for times that Python does not have; in every time zone they are times, too.
+EARLIEST = datetime.datetime(1, 1, 2, tzinfo=datetime.UTC)
+LATEST = datetime.datetime(9999, 12, 30, tzinfo=datetime.UTC)
+_TOO_LATE = re.compile(r"infinity|\d{5}")
 
 
 def dump_json(value: object) -> str:
@@ -114,7 +120,13 @@ class UTCDateTimeField(models.DateTimeField):
         return None if value is None else utc_parameter(value, connection.vendor)
 
     def from_db_value(self, value: Any, expression: object, connection: Any) -> Any:
-        return None if value is None else localized(utc_value(value, connection))
+        return None if value is None else localized(nearest_utc(value, connection))
+
+    def select_format(self, compiler: Any, sql: str, params: Any) -> tuple[str, Any]:
+        """As text on PostgreSQL: the driver refuses a whole result for one infinite time."""
+        if compiler.connection.vendor == "postgresql":
+            return f"({sql})::text", params
+        return sql, params
 
 
 def as_utc(value: datetime.datetime) -> datetime.datetime:
@@ -141,6 +153,17 @@ def utc_value(value: Any, connection: Any) -> datetime.datetime:
             value = timezone.make_aware(value, connection.timezone or _session_zone(connection))
         return value.astimezone(datetime.UTC)  # type: ignore[no-any-return]
     return value.replace(tzinfo=datetime.UTC)  # type: ignore[no-any-return]
+
+
+def nearest_utc(value: Any, connection: Any) -> datetime.datetime:
+    """As utc_value; of what is no time of Python's (a row written by hand) what comes next to it.
+
+    LATEST for infinity and far years, EARLIEST for all others.
+    """
+    try:
+        return min(max(utc_value(value, connection), EARLIEST), LATEST)
+    except (ValueError, TypeError, AttributeError, OverflowError):
+        return LATEST if isinstance(value, str) and _TOO_LATE.match(value) else EARLIEST
 
 
 def _session_zone(connection: Any) -> datetime.tzinfo:

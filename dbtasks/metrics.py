@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error as DatabaseError
 
-from .models import Occurrence, PeriodicTask, Worker
+from .fields import as_utc
+from .models import Occurrence, Worker
 from .runner import database_backend
 from .statistics import Total, totals
 from .tally import BOUNDS
@@ -206,14 +207,8 @@ def collect_nodes(families: Families, backend: DatabaseBackend) -> None:
 def collect_periodic(families: Families, backend: DatabaseBackend) -> None:
     """Late is an occurrence that was enqueued after it was due."""
     alias = backend.parsed.database
-    entries = (
-        PeriodicTask.objects.using(alias)
-        .filter(backend=backend.alias, last_due__isnull=False)
-        .order_by("name")
-        .values_list("name", "last_due")[:MOST_SERIES]
-    )
-    for name, last_due in entries:
-        assert last_due is not None
+    ran = [(row.name, row.last_due) for row in backend.engine.periodic_entries() if row.last_due]
+    for name, last_due in ran[:MOST_SERIES]:
         enqueued_at = (
             Occurrence.objects.using(alias)
             .filter(backend=backend.alias, name=name, due_at=last_due)
@@ -221,5 +216,5 @@ def collect_periodic(families: Families, backend: DatabaseBackend) -> None:
             .first()
         )
         if enqueued_at is not None:
-            late = max(0.0, (enqueued_at - last_due).total_seconds())
+            late = max(0.0, (as_utc(enqueued_at) - last_due).total_seconds())
             families.lateness.add_metric([backend.alias, name], late)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import configparser
 import copy
 import doctest
+import gc
 import json
 import re
 import shlex
@@ -301,6 +302,9 @@ class Page:
 
     def close(self) -> None:
         del sys.modules[self.module.__name__]
+        # What it connected to signals goes with it; without a GIL functions wait for the collector.
+        vars(self.module).clear()
+        gc.collect()
 
     def execute(self, block: Block) -> None:
         # Lines as they are in the page, so that a traceback leads there.

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
-from ..fields import utc_value
+from ..fields import nearest_utc
 from .base import Engine
 from .connection import Connected
 from .portable import READY_QUEUES
@@ -267,11 +267,11 @@ class Looks:
         )
         connection = self.engine.connection
         return Load(
-            utc_value(now, connection),
+            nearest_utc(now, connection),
             int(deferred),
             int(paused),
             int(running),
-            None if due is None else utc_value(due, connection),
+            None if due is None else nearest_utc(due, connection),
         )
 
     def depths(self) -> list[Depth]:
@@ -289,7 +289,7 @@ class Looks:
         connection = self.engine.connection
         found = []
         for name, depth, *times in self.engine.rows("{depths}", parameters, depths=text):
-            waits = [utc_value(time, connection) for time in times if time is not None]
+            waits = [nearest_utc(time, connection) for time in times if time is not None]
             found.append(Depth(str(name), int(depth), min(waits, default=None)))
         return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from typing import Any
 
-from ..fields import utc_value
+from ..fields import nearest_utc
 from .base import QueueState
 from .connection import Connected
 
@@ -51,5 +51,5 @@ class Overview(Connected):
 
     def first_moment(self, text: str, *more: Any) -> datetime.datetime | None:
         for (value,) in self.rows(text, (self.backend, *more)):
-            return None if value is None else utc_value(value, self.connection)
+            return None if value is None else nearest_utc(value, self.connection)
         return None
