@@ -121,11 +121,15 @@ test-upgrade: env  ## The first version's code beside this one's on one schema: 
 
 .PHONY: test-import
 test-import: .venv-import/stamp  ## `dbtasks import` from the real products, in an environment of its own
-	@.venv-import/bin/python -W ignore -m tests.imports
+	@.venv-import/bin/python -m tests.imports
 
 .venv-import/stamp: pyproject.toml
 	@$(find_python); echo "Installing into .venv-import with $$found"; "$$found" -m venv --clear .venv-import
-	@.venv-import/bin/python $(PIP_INSTALL) --editable . "Django>=6.1" django-tasks-db dj-queue django-q2
+	@.venv-import/bin/python $(PIP_INSTALL) --editable ".[postgresql]" pytest hypothesis \
+		django-tasks-db dj-queue django-q2 "django-celery-beat>=2.9"
+	@.venv-import/bin/python $(PIP_INSTALL) --target .venv-import/earlier --no-deps "django-dbtasks==0.5.0"
+	@.venv-import/bin/python $(PIP_INSTALL) mysqlclient >/dev/null 2>&1 || \
+		echo "NO MARIADB: mysqlclient could not be built." >&2
 	@touch $@
 
 .PHONY: demo

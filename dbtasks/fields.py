@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import re
 from typing import Any
 
 from django.conf import settings
@@ -14,9 +15,10 @@ from django.utils import timezone
 # Made once: json.dumps makes an encoder for each call that has options.
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 _SCALARS = frozenset({str, int, float, bool, type(None)})
-# What a datetime can be in every time zone; a column written by hand can hold anything beyond.
-FIRST = datetime.datetime(1, 1, 3, tzinfo=datetime.UTC)
-LAST = datetime.datetime(9999, 12, 29, tzinfo=datetime.UTC)
+# What stands for times that Python does not have; in every time zone they are times, too.
+EARLIEST = datetime.datetime(1, 1, 2, tzinfo=datetime.UTC)
+LATEST = datetime.datetime(9999, 12, 30, tzinfo=datetime.UTC)
+_TOO_LATE = re.compile(r"infinity|\d{5}")
 
 
 def dump_json(value: object) -> str:
@@ -121,7 +123,7 @@ class UTCDateTimeField(models.DateTimeField):
         return read, tuple(params) * (read.count(sql) if params else 1)
 
     def from_db_value(self, value: Any, expression: object, connection: Any) -> Any:
-        return None if value is None else localized(read_value(value, connection))
+        return None if value is None else localized(nearest_utc(value, connection))
 
 
 def as_utc(value: datetime.datetime) -> datetime.datetime:
@@ -150,12 +152,15 @@ def utc_value(value: Any, connection: Any) -> datetime.datetime:
     return value.replace(tzinfo=datetime.UTC)  # type: ignore[no-any-return]
 
 
-def read_value(value: Any, connection: Any) -> datetime.datetime:
-    """`utc_value` for what people look at: text that is no time is shown as FIRST."""
+def nearest_utc(value: Any, connection: Any) -> datetime.datetime:
+    """As utc_value; of what is no time of Python's (a row written by hand) what comes next to it.
+
+    LATEST for infinity and far years, EARLIEST for all others.
+    """
     try:
-        return max(FIRST, min(LAST, utc_value(value, connection)))
+        return min(max(utc_value(value, connection), EARLIEST), LATEST)
     except (ValueError, TypeError, AttributeError, OverflowError):
-        return FIRST
+        return LATEST if isinstance(value, str) and _TOO_LATE.match(value) else EARLIEST
 
 
 def in_range(sql: str, vendor: str) -> str:
@@ -165,7 +170,7 @@ def in_range(sql: str, vendor: str) -> str:
     """
     if vendor != "postgresql":
         return sql
-    first, last = f"'{FIRST.isoformat()}'::timestamptz", f"'{LAST.isoformat()}'::timestamptz"
+    first, last = f"'{EARLIEST.isoformat()}'::timestamptz", f"'{LATEST.isoformat()}'::timestamptz"
     return f"CASE WHEN {sql} < {first} THEN {first} WHEN {sql} > {last} THEN {last} ELSE {sql} END"
 
 

@@ -17,6 +17,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import Error as DatabaseError
 from django.db.models import OuterRef, Subquery
 
+from .fields import as_utc
 from .models import Occurrence, PeriodicTask, Worker
 from .runner import database_backend
 from .statistics import Total, totals
@@ -220,5 +221,5 @@ def collect_periodic(families: Families, backend: DatabaseBackend) -> None:
     for name, last_due, enqueued_at in entries:
         assert last_due is not None
         if enqueued_at is not None:
-            late = max(0.0, (enqueued_at - last_due).total_seconds())
+            late = max(0.0, (as_utc(enqueued_at) - as_utc(last_due)).total_seconds())
             families.lateness.add_metric([backend.alias, name], late)

@@ -11,9 +11,11 @@ import datetime
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from django.db.models import Sum
+from django.db.models import FloatField, Sum
+from django.db.models.functions import Cast
 
-from .fields import as_utc
+from .engines.portable import whole
+from .fields import LATEST, as_utc
 from .models import Statistic
 from .tally import BOUNDS, BUCKETS, COLUMNS, MILLION
 
@@ -95,7 +97,7 @@ def minutes(backend: str = "default", since: datetime.datetime | None = None) ->
             queue=row["queue"],
             **_counts(row),
         )
-        for row in _summed(rows, "minute", "queue")
+        for row in _summed(rows.filter(minute__lte=_minute(LATEST)), "minute", "queue")
     ]
 
 
@@ -143,7 +145,8 @@ def _rows(backend: str) -> Any:
 
 
 def _summed(rows: Any, *keys: str) -> Any:
-    summed = {SUMMED + name: Sum(name) for name in COLUMNS}
+    # As floats, whose sum has no end: one giant number would fail it for all.
+    summed = {SUMMED + name: Sum(Cast(name, FloatField())) for name in COLUMNS}
     found = rows.order_by(*keys).values(*keys).annotate(**summed)
     return [{key.removeprefix(SUMMED): value for key, value in row.items()} for row in found]
 
@@ -160,9 +163,9 @@ def _total(row: dict[str, Any]) -> Total:
 
 def _counts(row: dict[str, Any]) -> dict[str, Any]:
     return {
-        **{name: int(row[name]) for name in ("succeeded", "failed", "retried", "rescued")},
-        "waited": int(row["waited"]),
-        "wait_seconds": int(row["wait_us"]) / MILLION,
-        "run_seconds": int(row["run_us"]) / MILLION,
-        "buckets": tuple(int(row[name]) for name in BUCKETS),
+        **{name: whole(row[name]) for name in ("succeeded", "failed", "retried", "rescued")},
+        "waited": whole(row["waited"]),
+        "wait_seconds": whole(row["wait_us"]) / MILLION,
+        "run_seconds": whole(row["run_us"]) / MILLION,
+        "buckets": tuple(whole(row[name]) for name in BUCKETS),
     }

@@ -16,16 +16,32 @@ POINTS = ("before the lock", "after the insert", "before the commit", "after the
 WAITING = "while it waits for the due time"
 
 
-def die(*args: object) -> None:
+def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def then_die(action: Callable[..., Any]) -> Callable[..., Any]:
-    def run(*args: Any) -> None:
-        action(*args)
-        die()
+def place(point: str, planner: Any, action: Callable[[], object]) -> tuple[Any, str, Any]:
+    """What is to be replaced, by which name and by what, so that `action` happens there."""
+    engine = planner.engine
 
-    return run
+    def before(original: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args: (action(), original(*args))[1]
+
+    def after(original: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args: (original(*args), action())[0]
+
+    match point:
+        case "before the lock":
+            return engine, "locked", before(engine.locked)
+        case "after the insert":
+            return engine, "enqueue_occurrences", after(engine.enqueue_occurrences)
+        case "before the commit":
+            return engine, "move_entries", after(engine.move_entries)
+        case "after the commit":
+            return planner, "work", before(planner.work)
+        case "while it waits for the due time":
+            return planner.foresight, "wait", before(planner.foresight.wait)
+    raise ValueError(point)
 
 
 def main(point: str) -> None:
@@ -43,20 +59,11 @@ def main(point: str) -> None:
     planner = Planner(backend, node, (), contextlib.nullcontext, lambda count: None)
     while not planner.review():
         pass
+    setattr(*place(point, planner, die))
     engine: Any = backend.engine
-    match point:
-        case "before the lock":
-            engine.locked = die
-        case "after the insert":
-            engine.enqueue_occurrences = then_die(engine.enqueue_occurrences)
-        case "before the commit":
-            engine.move_entries = then_die(engine.move_entries)
-        case "after the commit":
-            planner.work = die
-        case "while it waits for the due time":
-            planner._crowded = True
-            planner.foresight.wait = die  # type: ignore[method-assign]
-            planner.enqueue = lambda *args: True  # type: ignore[method-assign]
+    if point == WAITING:
+        planner._crowded = True
+        planner.enqueue = lambda *args: True  # type: ignore[method-assign]
     while True:
         if point == WAITING and engine.glance().periodic_in < 0:
             soon = (engine.now() + datetime.timedelta(seconds=2)).replace(microsecond=0)

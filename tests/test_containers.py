@@ -143,6 +143,14 @@ def test_every_object_has_what_kubernetes_asks_for() -> None:
         assert re.fullmatch("[a-z0-9-]+", found["metadata"]["name"])
 
 
+@pytest.mark.parametrize("which", [0, -1], ids=["oldest", "newest"])
+def test_the_schemas_of_kubernetes_know_every_word(which: int) -> None:
+    kubernetes = pytest.importorskip("kubernetes_validate")
+    version = kubernetes.utils.all_versions()[which]
+    for found in objects():
+        kubernetes.validate(found, version, strict=True)
+
+
 def test_selectors_find_the_pods() -> None:
     for found in objects():
         if found["kind"] == "Deployment":

@@ -20,11 +20,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import django.tasks.signals
 import pytest
 from django.conf import settings
 from django.core.management import get_commands, load_command_class
 from django.db import connection
+from django.dispatch import Signal
 
+import dbtasks.signals
 from dbtasks.backend import DatabaseBackend
 from dbtasks_supervisor.config import add_arguments as add_runner_arguments
 from dbtasks_supervisor.options import SETTINGS
@@ -32,6 +35,12 @@ from tests.pages import ROOT, Block, all_blocks, blocks, pages
 
 BACKEND = "dbtasks.backend.DatabaseBackend"
 STORY = ("create", "append", "shell", "shell background", "python", "log")
+SIGNALS = [
+    value
+    for module in (dbtasks.signals, django.tasks.signals)
+    for value in vars(module).values()
+    if isinstance(value, Signal)
+]
 
 
 def label(page: Path) -> str:
@@ -291,6 +300,7 @@ class Page:
         name = re.sub(r"\W", "_", label(page).removesuffix(".md"))
         self.module = types.ModuleType(f"page_{name}")
         sys.modules[self.module.__name__] = self.module
+        self.receivers = {signal: list(signal.receivers) for signal in SIGNALS}
         # What a settings file has already, as far as blocks add to it.
         vars(self.module).update(
             INSTALLED_APPS=list(settings.INSTALLED_APPS),
@@ -301,6 +311,11 @@ class Page:
 
     def close(self) -> None:
         del sys.modules[self.module.__name__]
+        # What it connected goes with it. Without a GIL Python 3.13 never frees a function, which
+        # would hear signals for the rest of the tests.
+        for signal, receivers in self.receivers.items():
+            signal.receivers = receivers
+            signal.sender_receivers_cache.clear()
 
     def execute(self, block: Block) -> None:
         # Lines as they are in the page, so that a traceback leads there.

@@ -38,7 +38,7 @@ HISTORY, DOUBLINGS = 3000, 5
 DEFERRED, READY = 3000, 2000
 NEW_ID = {
     "postgresql": "gen_random_uuid()",
-    "mysql": "uuid()",
+    "mysql": "replace(uuid(), '-', '')",
     "sqlite": "lower(hex(randomblob(16)))",
 }
 SINGLE = select_queues(["default"])
@@ -156,7 +156,7 @@ def sqlite_step(detail: str) -> Step:
 
 def mysql(sql: str, params: Any) -> list[Step]:
     with connection.cursor() as cursor:
-        cursor.execute(f"EXPLAIN {sql}", params)
+        cursor.execute(f"EXPLAIN FORMAT=TRADITIONAL {sql}", params)
         names = [column[0] for column in cursor.description]
         rows = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
     return [mysql_step(row) for row in rows if row["table"] in (TABLE, "t")]

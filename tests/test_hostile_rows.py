@@ -266,14 +266,18 @@ def write(row: Row) -> Any:
         "failures": 0,
         "crashes": 0,
     } | row.columns
+    return insert(ScheduledTask._meta.db_table, values) or values["id"]
+
+
+def insert(table: str, values: dict[str, Any]) -> Any:
+    """A row as it is; returns its rowid on SQLite."""
     marks = [value if isinstance(value, SQL) else "%s" for value in values.values()]
     parameters = [value for value in values.values() if not isinstance(value, SQL)]
     with connection.cursor() as cursor:
         cursor.execute(
-            f"INSERT INTO dbtasks_scheduledtask ({', '.join(values)}) VALUES ({', '.join(marks)})",
-            parameters,
+            f"INSERT INTO {table} ({', '.join(values)}) VALUES ({', '.join(marks)})", parameters
         )
-        return cursor.lastrowid if connection.vendor == "sqlite" else values["id"]
+        return cursor.lastrowid if connection.vendor == "sqlite" else None
 
 
 class End(NamedTuple):

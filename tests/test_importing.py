@@ -267,6 +267,7 @@ def test_schedules_of_celery_beat(db: None) -> None:
             "tiny": {"interval_id": tiny.pk},
             "sun": {},
             "odd": {"interval_id": often.pk, "args": "[1"},
+            "number": {"interval_id": often.pk, "args": "5"},
         }.items():
             periodic.objects.create(name=name, **more)
         told = refused("--from", "celery-beat")
@@ -276,7 +277,7 @@ def test_schedules_of_celery_beat(db: None) -> None:
     assert (nightly_entry.queue, list(nightly_entry.args)) == ("email", [1])
     (often_entry,) = entries[ADD]
     assert (often_entry.schedule, often_entry.kwargs) == ("900s", {"b": 2})
-    for name in ("off", "once", "both", "tiny", "sun", "odd"):
+    for name in ("off", "once", "both", "tiny", "sun", "odd", "number"):
         assert f"'{name}' refused: " in told
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 from typing import Any
 
 from ..models import Worker
 from ..troubles import look
 from .output import Output
-from .status import NODE_COLUMNS, node_rows
+from .status import NODE_COLUMNS, node_rows, running_for
 
 HELP = "Shows the nodes and what each of their workers does; exit code 1 if none is running."
 WORKER_COLUMNS = ("worker", "pid", "state", "task", "for", "done", "failed", "restarts", "memory")
@@ -55,13 +54,12 @@ def run(options: argparse.Namespace, out: Output) -> int:
 
 def worker_row(worker: Worker) -> tuple[Any, ...]:
     """As WORKER_COLUMNS; the memory in bytes."""
-    ran = worker.task_seconds
     return (
         worker.id,
         worker.pid,
         worker.state,
         worker.task_path or None,
-        None if ran is None else datetime.timedelta(seconds=ran),
+        running_for(worker),
         worker.done,
         worker.failed,
         worker.restarts,

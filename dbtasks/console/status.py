@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from .. import statistics
 from ..fields import as_utc
+from ..models import Worker
 from ..troubles import Situation, Trouble, judge, look
 from .output import Output, aligned, duration
 
@@ -22,6 +24,7 @@ QUEUE_SPARE = ("p50", "p95", "failed", "per minute")
 WORKER_SPARE = ("restarts", "failed", "done")
 COUNTS = ("ready", "running", "deferred", "paused")
 RATES_OVER = 5  # minutes
+LONGEST = 1e9  # seconds, of a number that was written by hand
 SHORTEST_INTERVAL = 0.5  # seconds
 
 
@@ -150,15 +153,21 @@ def worker_rows(seen: Situation) -> list[tuple[Any, ...]]:
             worker.id,
             worker.state,
             worker.task_path or None,
-            None
-            if worker.task_seconds is None
-            else datetime.timedelta(seconds=worker.task_seconds),
+            running_for(worker),
             worker.done,
             worker.failed,
             worker.restarts,
         )
         for worker in seen.workers
     ]
+
+
+def running_for(worker: Worker) -> datetime.timedelta | None:
+    """How long its current task has run."""
+    seconds = worker.task_seconds
+    if seconds is None or not math.isfinite(seconds):
+        return None
+    return datetime.timedelta(seconds=min(seconds, LONGEST))
 
 
 def queue_rows(found: Report) -> list[tuple[Any, ...]]:

@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
-from ..fields import in_range, read_value, utc_value
+from ..fields import in_range, nearest_utc
 from .base import Engine
 from .portable import PortableEngine
 
@@ -290,11 +290,11 @@ class Looks:
         )
         connection = self.engine.connection
         return Load(
-            utc_value(now, connection),
+            nearest_utc(now, connection),
             int(deferred),
             int(paused),
             int(running),
-            None if due is None else read_value(due, connection),
+            None if due is None else nearest_utc(due, connection),
         )
 
     def depths(self) -> list[Depth]:
@@ -315,7 +315,7 @@ class Looks:
         connection = self.engine.connection
         found = []
         for name, depth, *times in self.engine.rows("{depths}", parameters, depths=text):
-            waits = [read_value(time, connection) for time in times if time is not None]
+            waits = [nearest_utc(time, connection) for time in times if time is not None]
             found.append(Depth(str(name), int(depth), min(waits, default=None)))
         return found
 

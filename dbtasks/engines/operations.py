@@ -16,7 +16,7 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from ..fields import in_range, read_value, utc_value
+from ..fields import in_range, nearest_utc
 from ..policy import policy_from_text
 from .base import CancelRequest, Claimant, PauseRow
 from .connection import Connected
@@ -26,6 +26,7 @@ BATCH = 200  # rows that are decided upon in one transaction
 WINDOW = 5000  # rows that one statement of a pruning reads
 UNPARK_BATCH = 1000
 PARKED = datetime.datetime(9000, 1, 1, tzinfo=datetime.UTC)
+LONGEST_PARKING = 10**10  # seconds: in the year 9316, whatever id was written by hand
 
 SELECT_ROWS = """
 SELECT id, status, ready_queue, {due_at}, errors, policy
@@ -59,7 +60,7 @@ FROM dbtasks_cancellation c LEFT JOIN dbtasks_scheduledtask t ON t.id = c.task_i
 WHERE c.backend = %s ORDER BY c.task_id LIMIT 1000"""
 
 PAUSES = """
-SELECT id, kind, name, paused_at, paused_by, reason FROM dbtasks_pause
+SELECT id, kind, name, COALESCE(paused_at, paused_at), paused_by, reason FROM dbtasks_pause
 WHERE backend = %s ORDER BY id"""
 PAUSE = """
 {insert_or_ignore} dbtasks_pause (backend, kind, name, paused_at, paused_by, reason)
@@ -243,7 +244,7 @@ class Operations(Connected):
     def pauses(self) -> list[PauseRow]:
         connection = self.connection
         return [
-            PauseRow(int(id), kind, name, utc_value(paused_at, connection), by, reason)
+            PauseRow(int(id), kind, name, nearest_utc(paused_at, connection), by, reason)
             for id, kind, name, paused_at, by, reason in self.rows(PAUSES, (self.backend,))
         ]
 
@@ -286,7 +287,7 @@ class Operations(Connected):
 
     def next_parked(self, after: datetime.datetime) -> datetime.datetime | None:
         ((found,),) = self.rows(NEXT_PARKED, (self.backend, self.time(after)))
-        return None if found is None else utc_value(found, self.connection)
+        return None if found is None else nearest_utc(found, self.connection)
 
     def unpark_batch(self, at: datetime.datetime) -> int:
         with self.transaction():
@@ -346,7 +347,7 @@ def state_of(row: Row, connection: Any) -> str:
         return "finished"
     if row.due_at is None:
         return "ready"
-    return "paused" if read_value(row.due_at, connection) >= PARKED else "deferred"
+    return "paused" if nearest_utc(row.due_at, connection) >= PARKED else "deferred"
 
 
 def refusal(state: str, status: str) -> str:
@@ -362,7 +363,7 @@ def refusal(state: str, status: str) -> str:
 
 def parked_at(pause: int) -> datetime.datetime:
     """Where the rows of that pause wait."""
-    return PARKED + datetime.timedelta(seconds=int(pause))
+    return PARKED + datetime.timedelta(seconds=int(pause) % LONGEST_PARKING)
 
 
 def marks(values: Sequence[Any]) -> str:

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from ..fields import in_range, read_value
+from ..fields import in_range, nearest_utc
 from .base import QueueState
 from .connection import Connected
 
@@ -60,7 +60,7 @@ class Overview(Connected):
         text = " UNION ALL ".join([one] * len(queues))
         parameters = [value for queue in queues for value in (self.backend, queue)]
         found = self.rows("{heads}", parameters, heads=text)
-        return [(str(queue), read_value(since, connection)) for queue, since in found]
+        return [(str(queue), nearest_utc(since, connection)) for queue, since in found]
 
     def next_due(self) -> datetime.datetime | None:
         return self.first_moment(NEXT_DUE)
@@ -74,5 +74,5 @@ class Overview(Connected):
 
     def first_moment(self, text: str, *more: Any) -> datetime.datetime | None:
         for (value,) in self.rows(text, (self.backend, *more)):
-            return None if value is None else read_value(value, self.connection)
+            return None if value is None else nearest_utc(value, self.connection)
         return None

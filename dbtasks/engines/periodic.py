@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from ..fields import dump_json, utc_value
+from ..fields import dump_json, nearest_utc
 from ..policy import policy_from_text
 from .base import Deployments, NewOccurrence, NewTask, PeriodicRow, Settled, StillDue
 from .connection import Connected
@@ -23,7 +23,9 @@ from .connection import Connected
 BATCH = 500
 LONGEST = 1000 * 365 * 86400.0  # seconds; no database has the date that timedelta.max leads to
 
-COLUMNS = ", ".join(PeriodicRow._fields)
+# SQLite's driver gives times of plain columns as objects, and fails for a text that is none.
+TIMES = ("since", "next_due", "last_due", "deployed_at")
+COLUMNS = ", ".join(f"COALESCE({c}, {c})" if c in TIMES else c for c in PeriodicRow._fields)
 ENTRIES = f"SELECT {COLUMNS} FROM dbtasks_periodictask WHERE backend = %s ORDER BY name"
 ENTRY = f"SELECT {COLUMNS} FROM dbtasks_periodictask WHERE backend = %s AND name = %s"
 ENTRY_LOCKED = ENTRY + "{lock}"
@@ -35,7 +37,7 @@ SOON = f"""
 SELECT {COLUMNS} FROM dbtasks_periodictask
 WHERE backend = %s AND next_due > {{now}} AND next_due <= {{in_seconds}} ORDER BY next_due, id"""
 STILL_DUE = """
-SELECT id, edition, next_due, last_task FROM dbtasks_periodictask
+SELECT id, edition, COALESCE(next_due, next_due), last_task FROM dbtasks_periodictask
 WHERE backend = %s AND next_due > '1000-01-01' AND next_due <= %s ORDER BY id{lock}"""
 AHEAD = """
 SELECT {now}, MIN(next_due) FROM dbtasks_periodictask WHERE backend = %s AND next_due > {now}"""
@@ -114,7 +116,7 @@ class PeriodicTables(Connected, abc.ABC):
         found = self.rows(DUE, (self.backend,))
         if not found:
             return None, []
-        now = utc_value(found[0][0], self.connection)
+        now = nearest_utc(found[0][0], self.connection)
         return now, self.entries_of(row[1:] for row in found)
 
     def periodic_soon(self, seconds: float) -> list[PeriodicRow]:
@@ -132,12 +134,13 @@ class PeriodicTables(Connected, abc.ABC):
         if next_due is None:
             return None
         connection = self.connection
-        return (utc_value(next_due, connection) - utc_value(now, connection)).total_seconds()
+        left = nearest_utc(next_due, connection) - nearest_utc(now, connection)
+        return left.total_seconds()
 
     def remembering_moments(self) -> Callable[[Any], datetime.datetime]:
-        """`utc_value` for many values, of which most are equal."""
+        """`nearest_utc` for many values, of which most are equal."""
         connection = self.connection
-        return functools.cache(lambda value: utc_value(value, connection))
+        return functools.cache(lambda value: nearest_utc(value, connection))
 
     def entries_of(self, rows: Iterable[Sequence[Any]]) -> list[PeriodicRow]:
         moment = self.remembering_moments()
@@ -261,7 +264,7 @@ class PeriodicTables(Connected, abc.ABC):
         for which, first_seen, holds, node_id, name in self.rows(
             DEPLOYMENTS, (self.backend, fingerprint)
         ):
-            found.known[which] = utc_value(first_seen, connection)
+            found.known[which] = nearest_utc(first_seen, connection)
             if holds:
                 found = found._replace(holds=which)
             if node_id is not None:

@@ -115,7 +115,7 @@ SELECT {now},
      WHERE backend = %s AND due_at > '1000-01-01' AND due_at < '9999-12-01'),
     (SELECT MIN(ready_queue) FROM dbtasks_scheduledtask
      WHERE backend = %s AND ready_queue > ''),
-    (SELECT SUM(id + 1000000000) FROM dbtasks_pause WHERE backend = %s),
+    (SELECT SUM(id + 1000000000.0) FROM dbtasks_pause WHERE backend = %s),
     (SELECT COUNT(*) FROM dbtasks_cancellation WHERE backend = %s),
     (SELECT MIN(next_due) FROM dbtasks_periodictask
      WHERE backend = %s AND next_due > '1000-01-01')"""
@@ -248,13 +248,14 @@ class PortableEngine(Operations, Overview, Statistics, Upkeep):
         due_in = None if due is None else self.seconds_between(now, due)
         periodic_in = None if periodic is None else self.seconds_between(now, periodic)
         clock = utc_value(now, self.connection)
-        return Glance(ready is not None, due_in, int(pauses or 0), int(cancels), periodic_in, clock)
+        revision = whole(pauses) % 2**64
+        return Glance(ready is not None, due_in, revision, int(cancels), periodic_in, clock)
 
     def seconds_between(self, now: Any, due: Any) -> float:
         connection = self.connection
         try:
             return (utc_value(due, connection) - utc_value(now, connection)).total_seconds()
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, AttributeError):
             return UNREADABLE_DUE
 
     def ready_count(self, queues: QueueSelection, limit: int) -> int:
@@ -321,10 +322,10 @@ def is_id(value: str) -> bool:
         return False
 
 
-def whole(precedence: Any) -> int:
+def whole(number: Any) -> int:
     """SQLite has infinity, and text in a column of numbers."""
     try:
-        return int(precedence)
+        return int(number)
     except (ValueError, TypeError, OverflowError):
         return 0
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from django.db import DatabaseError, InternalError, transaction
+from django.db import DatabaseError, DataError, InternalError, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ..fields import as_utc
@@ -216,6 +216,19 @@ class PostgreSQLEngine(Networked, PortableEngine):
         self.insert_ready = PreparedInside(INSERT_READY)
         self._only_one = NOT_ONE  # replaced whole: threads share it
 
+    # Reading
+
+    def rows(self, text: str, parameters: Sequence[Any] = (), **more: str) -> list[tuple[Any, ...]]:
+        try:
+            return super().rows(text, parameters, **more)
+        except DataError as error:
+            if not is_no_time(error) or not text.lstrip().startswith("SELECT"):
+                raise
+        with self.connection.cursor() as cursor:
+            read_times_as_text(cursor)
+            cursor.execute(self.sql(text, **more), parameters)
+            return list(cursor.fetchall())
+
     # Producing
 
     def time(self, value: datetime.datetime | None) -> Any:
@@ -398,6 +411,18 @@ def outcome_arrays(outcomes: Sequence[Outcome]) -> list[list[Any]]:
         for outcome in by_id(outcomes)
     )
     return [list(column) for column in zip(*rows, strict=True)]
+
+
+def is_no_time(error: DataError) -> bool:
+    """Whether a result has a time that Python does not, so that nothing of it can be read."""
+    cause = error.__cause__  # the server did not complain
+    return getattr(cause, "sqlstate", "") is None and "timestamp" in str(cause)
+
+
+def read_times_as_text(cursor: Any) -> None:
+    from psycopg.types.string import TextLoader
+
+    cursor.adapters.register_loader("timestamptz", TextLoader)
 
 
 def lock_key(backend: str, name: str) -> int:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 
-from ..fields import utc_value
+from ..fields import nearest_utc
 from ..tally import COLUMNS
 from .base import LeaseState
 from .connection import Connected
 
 KEEP_MINUTES = 24 * 60
 ROWS_PER_STATEMENT = 250  # so that no database has too many parameters
+
+MOST = 2**62  # of a number that was written by hand; the column has room for more
 
 ADD = """
 INSERT INTO dbtasks_statistic (backend, minute, queue, task_path, {columns}) VALUES {rows}
@@ -24,13 +26,15 @@ COUNTS = ", ".join(["%s"] * len(COLUMNS))
 TOTAL_ROW = f"(%s, 0, %s, %s, {COUNTS})"
 MINUTE_ROW = f"(%s, {{minute}}, %s, %s, {COUNTS})"
 ON_CONFLICT = "ON CONFLICT (backend, minute, queue, task_path) DO UPDATE SET " + ", ".join(
-    f"{name} = dbtasks_statistic.{name} + excluded.{name}" for name in COLUMNS
+    f"{name} = {{least}}(dbtasks_statistic.{name}, {MOST}) + excluded.{name}" for name in COLUMNS
 )
 ADDING = {
-    "postgresql": ON_CONFLICT,
-    "sqlite": ON_CONFLICT,
+    "postgresql": ON_CONFLICT.format(least="LEAST"),
+    "sqlite": ON_CONFLICT.format(least="MIN"),
     "mysql": "ON DUPLICATE KEY UPDATE "
-    + ", ".join(f"{name} = dbtasks_statistic.{name} + VALUES({name})" for name in COLUMNS),
+    + ", ".join(
+        f"{name} = LEAST(dbtasks_statistic.{name}, {MOST}) + VALUES({name})" for name in COLUMNS
+    ),
 }
 # Whole minutes since 1970 by the database's clock.
 MINUTE = {
@@ -88,7 +92,7 @@ class Statistics(Connected):
         connection = self.connection
         found = []
         for id, name, state, *times in self.rows(LEASES, (self.backend,)):
-            now, last_seen, expires_at = (utc_value(value, connection) for value in times)
+            now, last_seen, expires_at = (nearest_utc(value, connection) for value in times)
             age, left = (now - last_seen).total_seconds(), (expires_at - now).total_seconds()
             found.append(LeaseState(str(id), str(name), str(state), age, left))
         return found

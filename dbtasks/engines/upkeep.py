@@ -13,7 +13,7 @@ from typing import Any
 
 from django.db import IntegrityError
 
-from ..fields import dump_json, load_json, utc_value
+from ..fields import dump_json, load_json, nearest_utc
 from ..policy import policy_from_text
 from .base import Counts, Death, NodeInfo, Rescued, Survey
 from .periodic import LONGEST, PeriodicTables
@@ -194,7 +194,7 @@ class Upkeep(PeriodicTables, abc.ABC):
 
     def node_started(self, node_id: str) -> datetime.datetime | None:
         for (started_at,) in self.rows(NODE_STARTED, (node_id,)):
-            return utc_value(started_at, self.connection)
+            return nearest_utc(started_at, self.connection)
         return None
 
     def end_lease(self, node_id: str) -> None:

@@ -103,8 +103,9 @@ def celery_beat(alias: str) -> Iterator[Entry]:
                 kwargs=dict(json.loads(kwargs or "{}")),
                 queue=queue or None,
             )
-        except ValueError as error:
-            yield dataclasses.replace(entry, problem=f"its arguments are not JSON: {error}")
+        except (ValueError, TypeError) as error:
+            problem = f"its arguments are no list and object in JSON: {error}"
+            yield dataclasses.replace(entry, problem=problem)
             continue
         if not enabled:
             problem = "it is not enabled"

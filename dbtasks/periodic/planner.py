@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
+from django.db import DataError, IntegrityError
 from django.tasks.base import Task as DjangoTask
 
 from ..engines import NewOccurrence, NewTask, NodeInfo, PeriodicRow, Settled
@@ -41,6 +42,7 @@ MOST, MOST_OF_ONE = 1000, 100  # occurrences in one tick, of all entries and of 
 ELSEWHERE_LOOK, ELSEWHERE = 1.0, 60.0
 SET_BACK = datetime.timedelta(seconds=1)  # a clock that goes back further was set
 UNFINISHED = ("READY", "RUNNING")
+REFUSED = (DataError, IntegrityError, OverflowError)
 
 
 class Planner:
@@ -93,7 +95,7 @@ class Planner:
         self._crowded |= len(rows) > CROWD
         self._clock = max(now, self._clock or now)
         prepared, left = self.prepare_all(rows, now)
-        if prepared and not self.enqueue(prepared, now):
+        if prepared and not self.enqueue_all(prepared, now):
             self._not_before = time.monotonic() + LOCK_RETRY
         elif left and not prepared:
             ahead = self.engine.periodic_ahead_in()
@@ -174,7 +176,7 @@ class Planner:
         prepared: list[Prepared] = []
         left, count = 0, 0
         for row in rows:
-            ready = self.prepare(row, now)
+            ready = self.prepared(row, now)
             if ready is None:
                 left += 1
                 continue
@@ -183,6 +185,19 @@ class Planner:
             if count >= MOST:
                 break
         return prepared, left
+
+    def prepared(self, row: PeriodicRow, now: datetime.datetime) -> Prepared | None:
+        """As `prepare`; what goes wrong with one row, written by hand, is not the others' loss."""
+        try:
+            return self.prepare(row, now)
+        except (ArithmeticError, ValueError, TypeError) as error:
+            self.give_up(row, error)
+            return None
+
+    def give_up(self, row: PeriodicRow, error: Exception) -> None:
+        """Until the entry is changed."""
+        self._stored[row.id] = row.edition, None
+        logger.error("periodic task %s cannot be scheduled: %s", row.name, error)
 
     def prepare(self, row: PeriodicRow, now: datetime.datetime) -> Prepared | None:
         entry = self.entry_of(row)
@@ -211,7 +226,7 @@ class Planner:
                 entry = entry_of_row(row)
             except ValueError as error:
                 entry = None
-                logger.error("periodic task %s cannot be scheduled: %s", row.name, error)
+                logger.error("periodic task %s cannot be scheduled: %.500s", row.name, error)
             self._stored[row.id] = row.edition, entry
         return entry
 
@@ -256,6 +271,17 @@ class Planner:
         return new_row(self.backend, entry, task, [], {}), described(error)
 
     # Under the lock
+
+    def enqueue_all(self, prepared: Sequence[Prepared], now: datetime.datetime) -> bool:
+        """As `enqueue`; what the database refuses, written by hand, keeps back nothing else."""
+        try:
+            return self.enqueue(prepared, now)
+        except REFUSED as error:
+            if len(prepared) == 1:
+                self.give_up(prepared[0].row, error)
+                return True
+        done = [self.enqueue_all([each], now) for each in prepared]
+        return all(done)
 
     def enqueue(self, prepared: Sequence[Prepared], now: datetime.datetime) -> bool:
         """Enqueues what is still due as it was prepared; False if another node has the lock."""

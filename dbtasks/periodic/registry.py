@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import json
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from django.tasks.base import Task as DjangoTask
 from django.tasks.base import TaskResult
 
 from ..engines import NewOccurrence, PeriodicRow
-from ..fields import as_utc, localized
+from ..fields import as_utc, load_json, localized
 from ..ids import dashed
 from ..models import NAME_MAX_LENGTH
 from ..options import bound_periodic
@@ -323,6 +322,6 @@ def _read(text: str | None) -> Any:
     if text is None:
         return None
     try:
-        return json.loads(text)
+        return load_json(text)
     except ValueError:  # written by hand: show it, so that it can be found
         return text

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import datetime
-import json
 
 from ..engines import PeriodicRow
+from ..fields import load_json
 from .definition import BoundPeriodic, Periodic, zone_name
 
+TEXTS = ("name", "task_path", "schedule", "timezone", "catch_up", "overlap", "queue")
 NEVER = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
@@ -18,10 +19,12 @@ def entry_of_row(row: PeriodicRow) -> BoundPeriodic | None:
     """
     if not row.schedule or row.args is None or row.kwargs is None:
         return None
+    if wrong := [name for name in TEXTS if not isinstance(getattr(row, name) or "", str)]:
+        raise ValueError(f"{', '.join(wrong)} must be text")  # SQLite stores anything
     periodic = Periodic(
         row.schedule,
-        args=json.loads(row.args),
-        kwargs=json.loads(row.kwargs),
+        args=load_json(row.args),
+        kwargs=load_json(row.kwargs),
         retain=row.retain,
         name=row.name,
         timezone=row.timezone or "UTC",

@@ -13,7 +13,7 @@ from django.db.models import Count, Min
 from django.test import Client
 
 from dbtasks.engines import Engine
-from dbtasks.fields import FIRST, LAST
+from dbtasks.fields import EARLIEST, LATEST
 from dbtasks.models import ScheduledTask
 from tests.admin_site import DASHBOARD, LIST, LIVE
 from tests.engines import new_task, put
@@ -79,7 +79,7 @@ def test_commands_answer(hostile: set[str], line: str, json: list[str]) -> None:
 def test_a_time_that_python_has_not_is_the_nearest_that_it_has(db: None, database: str) -> None:
     if database != "postgresql":
         pytest.skip("no infinity here")
-    for text, expected in (("'infinity'", LAST), ("'-infinity'", FIRST)):
+    for text, expected in (("'infinity'", LATEST), ("'-infinity'", EARLIEST)):
         write(Row({"enqueued_at": SQL(text)}, None))
         row = ScheduledTask.objects.get()
         assert row.enqueued_at == expected
