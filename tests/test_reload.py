@@ -41,9 +41,12 @@ class Shop(Project):
     def __init__(self, folder: Path, *, debug: bool = False) -> None:
         super().__init__(folder, tasks=TASKS.format(version=1), settings=f"DEBUG = {debug}")
         sys.path.insert(0, str(folder))
+        # An edit within the same second and of the same length would not be seen past a .pyc file.
+        writes_none, sys.dont_write_bytecode = sys.dont_write_bytecode, True
         try:
             self.module: Any = importlib.import_module(f"{self.app}.tasks")
         finally:
+            sys.dont_write_bytecode = writes_none
             sys.path.remove(str(folder))
 
     def edit(self, version: int, more: str = "") -> None:
