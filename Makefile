@@ -100,7 +100,7 @@ lint: env  ## ruff, mypy, and the list of packages in pyproject.toml
 	done
 
 .PHONY: bench
-bench: env  ## What it does here, beside raw SQL: QUICK=1 (3 minutes), PEERS=1, WRITE=1 (docs/)
+bench: env  ## What it does here, beside raw SQL: QUICK=1 (2 minutes), PEERS=1, WRITE=1 (docs/)
 	@$(PY) -m tests.bench $(if $(QUICK),--quick) $(if $(PEERS),--peers) $(if $(WRITE),--write) $(ARGS)
 
 .PHONY: chaos

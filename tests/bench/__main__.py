@@ -1,7 +1,7 @@
 """`make bench`: what dbtasks does on this machine, beside raw SQL and, if wanted, beside its peers.
 
 make bench                      every measure on every database, three times
-make bench QUICK=1              smaller and once, in some three minutes
+make bench QUICK=1              smaller and once, in some two minutes
 make bench PEERS=1              with other products (PostgreSQL), each in an environment of its own
 make bench WRITE=1              into docs/benchmark.md, its charts and the README
 make bench ARGS="--database postgresql --measure drain --measure flat"

@@ -30,18 +30,18 @@ def measure(stage: Stage) -> list[Figure]:
 
 
 def crowds(stage: Stage, ours: Contender) -> list[Figure]:
-    """With and without NOTIFY, where there is one.
+    """Many processes; with and without NOTIFY, where there is one.
 
     That makes less of a difference than the disk does from second to second, so that it takes many
     short turns to see it.
     """
-    contenders = [ours]
-    if notifies := stage.database.vendor == "postgresql":
-        contenders.append(stage.ours("dbtasks, notify off", notify=False))
     sizes = stage.sizes
-    cases = [at_once(each, sizes.producers, sizes.crowd) for each in contenders]
+    if stage.database.vendor != "postgresql":
+        return stage.repeat("enqueue", [at_once(ours, sizes.producers, sizes.enqueue)])
+    silent = stage.ours("dbtasks, notify off", notify=False)
+    cases = [at_once(each, sizes.producers, sizes.crowd) for each in (ours, silent)]
     figures = stage.repeat("enqueue", cases, sizes.crowds)
-    return [*figures, relative(*figures)] if notifies else figures
+    return [*figures, relative(*figures)]
 
 
 def at_once(contender: Contender, producers: int, count: int) -> Case:
