@@ -46,7 +46,7 @@ env: .venv/stamp  ## .venv with the project (editable) and all that its tests ne
 
 .venv/stamp: pyproject.toml
 	@$(find_python); echo "Installing into .venv with $$found"; "$$found" -m venv --clear .venv
-	@$(PY) $(PIP_INSTALL) --editable ".[dev,postgresql]"
+	@$(PY) $(PIP_INSTALL) --editable ".[dev,manifests,postgresql]"
 	@mkdir -p .venv/mypy && ln -sfn ../../supervisor .venv/mypy/dbtasks_supervisor
 	@touch $@
 
