@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 
 from django.utils import timezone
 
@@ -16,8 +17,8 @@ def showable(text: str) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """ "85 ms", "1.2 s", "3 min", "2 h 5 min", "4 d 3 h"; "—" for None."""
-    if seconds is None:
+    """ "85 ms", "1.2 s", "3 min", "2 h 5 min", "4 d 3 h"; "—" for what is no number of seconds."""
+    if seconds is None or not math.isfinite(seconds):
         return "—"
     seconds = max(0.0, seconds)
     if seconds < 1:

@@ -153,8 +153,8 @@ class PeriodicTables(Connected, abc.ABC):
                     retired=bool(row.retired),
                     since=moment(row.since),
                     deployed_at=moment(row.deployed_at),
-                    next_due=row.next_due and moment(row.next_due),
-                    last_due=row.last_due and moment(row.last_due),
+                    next_due=None if row.next_due is None else moment(row.next_due),
+                    last_due=None if row.last_due is None else moment(row.last_due),
                     last_task=row.last_task and self.hex(row.last_task),
                 )
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import uuid
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -37,8 +38,8 @@ def state(name: str) -> SafeString:
 
 
 @register.filter
-def grouped(value: int) -> str:
-    return number(int(value))
+def grouped(value: float) -> str:
+    return number(int(value)) if math.isfinite(value) else "—"
 
 
 @register.filter

@@ -18,6 +18,7 @@ from dbtasks.models import ScheduledTask
 from tests.admin_site import DASHBOARD, LIST, LIVE
 from tests.engines import new_task, put
 from tests.test_hostile_rows import ONLY_SQLITE, SQL, Row, rows_for, write
+from tests.test_hostile_tables import write_all
 
 FAR = ["'infinity'", "'-infinity'", "'4713-01-01 00:00:00 BC'", "'294276-12-31'"]
 NO_TIMES = {"postgresql": FAR, "sqlite": ["'yesterday'", "'2024-99-99'", "5", "''"]}
@@ -100,3 +101,22 @@ def test_a_time_within_reach_is_read_as_it_is(db: None) -> None:
     moment = datetime.datetime(2026, 1, 31, 12, 30, 15, 123456, tzinfo=datetime.UTC)
     ScheduledTask.objects.create(task_path="a.b", backend="default", queue="q", enqueued_at=moment)
     assert ScheduledTask.objects.get(enqueued_at=moment).enqueued_at == moment
+
+
+TABLES = ("periodictask", "occurrence", "node", "worker")
+# Where SQLite has text that is not UTF-8 in a row, Django's ORM cannot read the table.
+UNREADABLE = {("sqlite", "periodictask"), ("sqlite", "occurrence")}
+
+
+@pytest.mark.parametrize("page", [DASHBOARD, LIVE])
+def test_rows_of_other_tables_do_not_close_the_dashboard(root: Client, page: str) -> None:
+    write_all()
+    assert root.get(page).status_code == 200
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_rows_of_a_table_do_not_close_its_page(root: Client, table: str, database: str) -> None:
+    if (database, table) in UNREADABLE:
+        pytest.skip("the ORM cannot read text that is not UTF-8")
+    write_all()
+    assert root.get(f"/admin/dbtasks/{table}/").status_code == 200
