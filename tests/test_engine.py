@@ -279,6 +279,16 @@ def test_a_queue_that_was_empty_a_moment_ago_is_served(engine):
     assert claim_one(engine, queues=select_queues(["e", "c"])).queue == "c"
 
 
+def test_a_queue_without_a_name_is_served_like_any_other(engine):
+    (id,) = put(engine, new_task(queue=""))
+    assert engine.glance().ready
+    assert engine.ready_count(EVERYTHING, 9) == 1
+    assert claim_one(engine).id == id
+    assert engine.release(ME) == 1
+    assert claim_one(engine).id == id
+    assert not engine.glance().ready
+
+
 def test_a_queue_whose_rows_others_hold_hides_no_other_queue(engine, database):
     if database == "sqlite":
         pytest.skip("SQLite has one writer at a time: the other one waits")

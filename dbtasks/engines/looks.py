@@ -39,7 +39,7 @@ WHERE backend = %s{conditions} ORDER BY {order} LIMIT %s OFFSET %s"""
 
 # Where the rows of one state are, and in which order.
 READY = (
-    "backend = %s AND ready_queue > '' {queue}ORDER BY backend, ready_queue, precedence, id",
+    "backend = %s AND ready_queue >= '' {queue}ORDER BY backend, ready_queue, precedence, id",
     "ready_queue, precedence, id",
 )
 DUE = "backend = %s AND due_at > '{0}' AND due_at < '{1}' ORDER BY backend, due_at"

@@ -63,7 +63,7 @@ UNESCAPED = "SELECT v FROM JSON_TABLE(%s, '$[*]' COLUMNS (v VARCHAR(9) PATH '$')
 NAMES_GOOD_FOR = 0.05
 READY_NAMES = """
 SELECT ready_queue FROM dbtasks_scheduledtask FORCE INDEX (dbtasks_claim)
-WHERE backend = %s AND ready_queue > '' GROUP BY backend, ready_queue"""
+WHERE backend = %s AND ready_queue >= '' GROUP BY backend, ready_queue"""
 HEAD = """(
 SELECT ready_queue, precedence, id
 FROM dbtasks_scheduledtask FORCE INDEX (dbtasks_claim)

@@ -13,7 +13,7 @@ from .connection import Connected
 
 READY_BY_QUEUE = """
 SELECT ready_queue, COUNT(*) FROM dbtasks_scheduledtask
-WHERE backend = %s AND ready_queue > '' GROUP BY ready_queue ORDER BY ready_queue"""
+WHERE backend = %s AND ready_queue >= '' GROUP BY ready_queue ORDER BY ready_queue"""
 # The longest wait of the next few: the very next may have been given back a moment ago. What was
 # tried before waits since then.
 READY_SINCE = """

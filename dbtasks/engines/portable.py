@@ -108,13 +108,13 @@ ROW_IS_BAD = "dbtasks.exceptions.BadRow"
 
 # Three index probes (of times that Python has; promote_due finds all), and two tables with few rows
 # at most: a new pause has a higher id than all before it, so their number and sum tell any change.
-# For MariaDB `> ''` is one probe; IS NOT NULL would be a scan of all such rows.
+# For MariaDB `>= ''` is one probe; IS NOT NULL would be a scan of all such rows.
 GLANCE = """
 SELECT {now},
     (SELECT MIN(due_at) FROM dbtasks_scheduledtask
      WHERE backend = %s AND due_at > '1000-01-01' AND due_at < '9999-12-01'),
     (SELECT MIN(ready_queue) FROM dbtasks_scheduledtask
-     WHERE backend = %s AND ready_queue > ''),
+     WHERE backend = %s AND ready_queue >= ''),
     (SELECT SUM(id + 1000000000.0) FROM dbtasks_pause WHERE backend = %s),
     (SELECT COUNT(*) FROM dbtasks_cancellation WHERE backend = %s),
     (SELECT MIN(next_due) FROM dbtasks_periodictask
