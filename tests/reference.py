@@ -261,7 +261,7 @@ INDEX = {
         *("incident-runbook", "upgrading"),
     ),
     "Reference": ("options", "flags", "checks", "signals", "exit-codes", "logging", "metrics"),
-    "Explanation": ("guarantees", "queries", "capacity", "security"),
+    "Explanation": ("guarantees", "queries", "capacity", "../benchmark", "../tested", "security"),
     "Coming from elsewhere": ("django-tasks-db", "dj-queue", "django-q2", "celery"),
 }
 FOLDERS = {

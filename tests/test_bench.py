@@ -10,7 +10,7 @@ from tests.bench import enqueue, record
 from tests.bench.__main__ import parse, wanted_of
 from tests.bench.chart import chart
 from tests.bench.databases import Database
-from tests.bench.figures import Case, Figure, percentile, repeat
+from tests.bench.figures import Case, Figure, number, percentile, repeat
 from tests.bench.flat import EMPTY, relative
 from tests.bench.fleet import Chore, computed, simulated, split
 from tests.bench.machine import processor
@@ -20,7 +20,7 @@ from tests.bench.pickup import delays_of, times
 from tests.bench.record import Record
 from tests.bench.report import BEGIN, CHAPTERS, END, page, quotation, write
 from tests.bench.scale import busy, how_many
-from tests.bench.table import number, shown, table
+from tests.bench.table import shown, table
 
 pytestmark = pytest.mark.once
 
@@ -214,6 +214,12 @@ def recorded(measure: str, database: str, *values: float, date: str = "2026-01-3
     return Record(measure, database, len(values), [("Date", date)], figures, ["a peer: so"])
 
 
+def test_what_records_say_of_the_machine_is_a_range_where_it_was_measured():
+    assert record.span(["3.13", "3.13"]) == "3.13"
+    assert record.span(["0.16 ms (of 100)", "0.9 ms (of 100)"]) == "0.16 to 0.9 ms (of 100)"
+    assert record.span(["2026-01-31", "2026-02-01"]) == "2026-01-31, 2026-02-01"
+
+
 def test_figures_stay_on_record_until_the_same_is_measured_again(tmp_path: Path):
     path = tmp_path / "folder" / "figures.json"
     assert record.load(path) == []
@@ -227,7 +233,7 @@ def test_figures_stay_on_record_until_the_same_is_measured_again(tmp_path: Path)
         ("postgresql", [9]),
         ("sqlite", [4]),
     ]
-    assert record.machine_of(known) == [("Date", "2026-02-01")]
+    assert record.machine_of(known) == [("Date", "2026-01-31, 2026-02-01")]
     assert record.peers_of(known) == ["a peer: so"]
 
 

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
-from tests.bench.figures import Figure
-from tests.bench.table import number
+from tests.bench.figures import Figure, number
 
 LABEL, BARS, VALUE = 300, 420, 110  # widths in pixels
 ROW, HEAD, MARGIN = 22, 44, 12

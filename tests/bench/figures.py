@@ -38,6 +38,13 @@ class Case:
     run: Callable[[], dict[str, float]]
 
 
+def number(value: float) -> str:
+    """Three digits that say something: 12,345 or 123 or 4.57."""
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
 def repeat(
     measure: str,
     database: str,
@@ -51,13 +58,14 @@ def repeat(
     """
     figures: dict[tuple[int, str], Figure] = {}
     for _ in range(repetitions):
-        for number, case in enumerate(cases):
+        for place, case in enumerate(cases):
             for unit, value in case.run().items():
                 figure = figures.setdefault(
-                    (number, unit), Figure(measure, database, case.who, case.name, unit)
+                    (place, unit), Figure(measure, database, case.who, case.name, unit)
                 )
                 figure.values.append(value)
-                tell(f"{measure}, {database}: {case.who}, {case.name}: {value:,.4g} {unit}")
+                told = f"{number(value)} {unit}"
+                tell(f"{measure}, {database}: {case.who}, {case.name}: {told}")
     return [figures[key] for key in sorted(figures, key=lambda key: key[0])]
 
 

@@ -67,8 +67,27 @@ def figures_of(records: Iterable[Record], databases: Sequence[str]) -> list[Figu
 
 
 def machine_of(records: Iterable[Record]) -> Machine:
-    """What the records say of their machine; where they differ, the newest."""
-    return list({name: value for record in records for name, value in record.machine}.items())
+    """What the records say of their machine; where they differ, all that they say."""
+    said: dict[str, list[str]] = {}
+    for record in records:
+        for name, value in record.machine:
+            said.setdefault(name, []).append(value)
+    return [(name, span(values)) for name, values in said.items()]
+
+
+def span(values: Sequence[str]) -> str:
+    """ "0.2 to 0.9 ms" for measurements that differ; what else differs stands side by side."""
+    different = list(dict.fromkeys(values))
+    parts = [value.partition(" ") for value in different]
+    units = {unit for _, _, unit in parts}
+    numbers = [number for number, _, _ in parts]
+    if len(different) == 1 or len(units) > 1 or not all(map(is_number, numbers)):
+        return ", ".join(different)
+    return f"{min(numbers, key=float)} to {max(numbers, key=float)} {units.pop()}"
+
+
+def is_number(text: str) -> bool:
+    return text.replace(".", "", 1).isdigit()
 
 
 def peers_of(records: Iterable[Record]) -> list[str]:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench.chart import chart
-from tests.bench.figures import Figure
+from tests.bench.figures import Figure, number
 from tests.bench.fleet import THREADS
 from tests.bench.stage import FULL
-from tests.bench.table import number, render, table
+from tests.bench.table import render, table
 
 BEGIN, END = "<!-- benchmark: written by make bench WRITE=1 -->", "<!-- end of benchmark -->"
 
@@ -96,6 +96,8 @@ def page(
     lines = [
         "# Benchmark",
         "",
+        "How fast it is, beside raw SQL and other products.",
+        "",
         "Written by `make bench WRITE=1` (with `PEERS=1` for the other products). Figures hold for",
         f"the machine they come from. Each is the median of {repetitions} with the least and the",
         "most in brackets; what is compared took turns. Servers are durable: fsync is on in",
@@ -128,13 +130,15 @@ def page(
 def quotation(figures: Iterable[Figure], machine: Sequence[tuple[str, str]]) -> str:
     """For the README: the drain rates, and where they come from."""
     drained = [figure for figure in figures if figure.measure == "drain"]
-    lines = [
-        [f"{figure.database}, {figure.case}", figure.who, number(figure.median)]
-        for figure in drained
-    ]
+    cases = list(dict.fromkeys(figure.case for figure in drained))
+    rates: dict[str, dict[str, str]] = {}
+    for figure in drained:
+        row = rates.setdefault(f"{figure.database}: {figure.who}", {})
+        row[figure.case] = number(figure.median)
+    lines = [[who, *(row.get(case, "") for case in cases)] for who, row in rates.items()]
     about = dict(machine)
     where = f"{about.get('Processor', '')}, {about.get('Date', '')}"
-    text = render(["no-op tasks", "who", "tasks/s"], lines)
+    text = render(["no-op tasks per second", *cases], lines)
     return f"{text}\n\nMeasured on {where}; all of it: [docs/benchmark.md](docs/benchmark.md)."
 
 

@@ -2,14 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from tests.bench.figures import Figure
-
-
-def number(value: float) -> str:
-    """Three digits that say something: 12,345 or 123 or 4.57."""
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+from tests.bench.figures import Figure, number
 
 
 def shown(figure: Figure) -> str:
