@@ -1,15 +1,17 @@
 """Where there are many periodic entries, they are prepared and written ahead of their due time."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
+from django.db import DataError
 
 from dbtasks import Periodic, periodic
+from dbtasks.engines import NewOccurrence, PeriodicRow
 from dbtasks.models import Occurrence, ScheduledTask
 from dbtasks.periodic import foresight as foresight_module
 from dbtasks.periodic import planner
-from dbtasks.periodic.foresight import Foresight
+from dbtasks.periodic.foresight import Foresight, Prepared
 from dbtasks.timekeeper import Timekeeper
 from tests.clock import VirtualClock, virtual_clock
 from tests.test_options import configured
@@ -30,14 +32,24 @@ def node(clock: VirtualClock, monkeypatch: pytest.MonkeyPatch) -> Timekeeper:
     monkeypatch.setattr(planner, "CROWD", 0)
     periodic.schedule("report", NOOP, "1h")
     node = keeper()
-    node.tick()
-    clock.set(clock.at.replace(hour=12, minute=59, second=59, microsecond=500_000))
-    node.look()
+    begin(node, clock)
     assert node._periodic_at <= time.monotonic()
     node.tick()
     assert prepared(node) == ["report"]
     assert enqueued() == 0
     return node
+
+
+def begin(node: Timekeeper, clock: VirtualClock) -> None:
+    """It starts, and then it is half a second before one o'clock."""
+    node.tick()
+    clock.set(clock.at.replace(hour=12, minute=59, second=59, microsecond=500_000))
+    node.look()
+
+
+def look_ahead(node: Timekeeper, clock: VirtualClock) -> None:
+    begin(node, clock)
+    node.tick()
 
 
 def foresight(node: Timekeeper) -> Foresight:
@@ -123,10 +135,7 @@ def test_an_entry_that_must_not_overlap_is_judged_when_it_is_due(
     monkeypatch.setattr(planner, "CROWD", 0)
     periodic.schedule("report", NOOP, "1h", overlap="skip")
     node = keeper()
-    node.tick()
-    clock.set(clock.at.replace(hour=12, minute=59, second=59, microsecond=500_000))
-    node.look()
-    node.tick()
+    look_ahead(node, clock)
     assert prepared(node) == []
     strike_one(node, clock)
     assert enqueued() == 1
@@ -161,10 +170,50 @@ def test_callables_are_not_called_before_the_time(
     monkeypatch.setattr(planner, "CROWD", 0)
     with configured(periodic={ADD: Periodic("1h", args=lambda: [clock.at.hour])}):
         node = keeper()
-        node.tick()
-        clock.set(clock.at.replace(hour=12, minute=59, second=59, microsecond=500_000))
-        node.look()
-        node.tick()
+        look_ahead(node, clock)
         assert prepared(node) == []
         strike_one(node, clock)
     assert ScheduledTask.objects.get().args == [13]
+
+
+def test_an_entry_that_the_database_refuses_keeps_back_no_other(
+    clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planner, "CROWD", 0)
+    for name in ("bad", "good"):
+        periodic.schedule(name, NOOP, "1h")
+    node = keeper()
+    look_ahead(node, clock)
+    insert = node.engine.enqueue_occurrences
+
+    def refuses_one(new: Sequence[NewOccurrence], name: str) -> list[NewOccurrence]:
+        if any(each.name == "bad" for each in new):
+            raise DataError("smallint out of range")
+        return insert(new, name)
+
+    monkeypatch.setattr(node.engine, "enqueue_occurrences", refuses_one)
+    write_ahead(node, clock, lambda seconds: clock.advance(HOUR / 3600))
+    assert enqueued() == 0
+    strike_one(node, clock)
+    assert ScheduledTask.objects.get().periodic == "good"
+
+
+def test_an_entry_that_cannot_be_prepared_keeps_back_no_other(
+    clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planner, "CROWD", 0)
+    for name in ("bad", "good"):
+        periodic.schedule(name, NOOP, "1h")
+    node = keeper()
+    prepare = node.planner.prepare_ahead  # type: ignore[union-attr]
+
+    def fails_for_one(row: PeriodicRow) -> Prepared | None:
+        if row.name == "bad":
+            raise OverflowError("date value out of range")
+        return prepare(row)
+
+    monkeypatch.setattr(node.planner, "prepare_ahead", fails_for_one)
+    look_ahead(node, clock)
+    assert prepared(node) == ["good"]
+    strike_one(node, clock)
+    assert enqueued() == 2

@@ -42,6 +42,7 @@ MOST, MOST_OF_ONE = 1000, 100  # occurrences in one tick, of all entries and of 
 ELSEWHERE_LOOK, ELSEWHERE = 1.0, 60.0
 SET_BACK = datetime.timedelta(seconds=1)  # a clock that goes back further was set
 UNFINISHED = ("READY", "RUNNING")
+BROKEN = (ArithmeticError, ValueError, TypeError)  # what a row written by hand can raise
 REFUSED = (DataError, IntegrityError, OverflowError)
 
 
@@ -68,7 +69,7 @@ class Planner:
         self._not_before = float("-inf")  # monotonic
         self._clock: datetime.datetime | None = None
         self._crowded = False
-        self.foresight = Foresight(self.engine, self.prepare_ahead)
+        self.foresight = Foresight(self.engine, self.foreseen)
 
     def wake_at(self, glance: Glance) -> float:
         """When `tick` is to be called (monotonic)."""
@@ -138,6 +139,13 @@ class Planner:
 
     # Before the due time
 
+    def foreseen(self, row: PeriodicRow) -> Prepared | None:
+        """As `prepare_ahead`; what is wrong with a row is told when it is due."""
+        try:
+            return self.prepare_ahead(row)
+        except BROKEN:
+            return None
+
     def prepare_ahead(self, row: PeriodicRow) -> Prepared | None:
         """One run of the row; None where what it needs is not known before it is due."""
         entry = self.entry_of(row)
@@ -163,8 +171,8 @@ class Planner:
                     return
                 new = self.write(prepared, max(each.occurrences[0].due_at for each in prepared))
                 self.foresight.wait(prepared, began)
-        except ClockStands:
-            return
+        except (ClockStands, *REFUSED):
+            return  # when they are due each is looked at again, and one by one if need be
         self.tell(new)
 
     # Before the lock
@@ -190,7 +198,7 @@ class Planner:
         """As `prepare`; what goes wrong with one row, written by hand, is not the others' loss."""
         try:
             return self.prepare(row, now)
-        except (ArithmeticError, ValueError, TypeError) as error:
+        except BROKEN as error:
             self.give_up(row, error)
             return None
 
