@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import socket
 import tempfile
 import time
@@ -136,7 +137,7 @@ class Reload:
             environ |= self.pidfile.environ()
         block_all()  # a signal must wait until the new image can hear it
         for signum in self.nursery.inbox.read():
-            os.kill(os.getpid(), signum)  # one that came since the last look waits as well
+            signal.raise_signal(signum)  # one that came since the last look waits as well
         try:
             os.execve(self.application.argv[0], list(self.application.argv), environ)
         except OSError as error:
