@@ -60,7 +60,7 @@ def go_on(engine: Any, count: int) -> list[str]:
 @pytest.fixture
 def only_queue(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """That there is one queue is known for as long as a test takes."""
-    monkeypatch.setattr("dbtasks.engines.postgresql.ONLY_ONE_FOR", 3600.0)
+    monkeypatch.setattr("dbtasks.engines.level.KNOWN_FOR", 3600.0)
     monkeypatch.setattr(prepared, "GOOD_FOR_SECONDS", 3600.0)
 
 

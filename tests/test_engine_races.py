@@ -9,9 +9,10 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
-from django.db import OperationalError, connections, transaction
+from django.db import OperationalError, connection, connections, transaction
 
 from dbtasks.engines import Claimed, Death, Engine, NewOccurrence
 from dbtasks.models import Cancellation, Occurrence, ScheduledTask
@@ -30,6 +31,7 @@ from tests.engines import (
     put,
     race,
     retry_of,
+    statements,
     stored,
 )
 
@@ -346,6 +348,28 @@ def test_of_a_pause_that_ends_and_a_row_that_is_parked_none_stays_behind(
         assert (row.status, row.due_at) == ("READY" if parked else "RUNNING", None)
         assert_consistent(row)
         row.delete()
+
+
+def test_rows_are_locked_by_their_ids_and_by_no_index_that_changes(
+    engine: Engine, database: str
+) -> None:
+    """By dbtasks_claim, MariaDB misses rows whose priority changes while it waits for them."""
+    if database != "mysql":
+        pytest.skip("PostgreSQL looks again at rows that changed, SQLite has one writer")
+    ids = put(engine, *(new_task() for _ in range(3)))
+    with statements() as seen:
+        engine.set_priority(ids, 3)
+    ((locking, parameters),) = [each for each in seen if "FOR UPDATE" in each[0]]
+    (plan,) = explained(locking, parameters)
+    assert plan["key"] == "PRIMARY"
+    assert plan["possible_keys"] == "PRIMARY"  # whatever the statistics say
+
+
+def explained(sql: str, parameters: Any) -> list[dict[str, Any]]:
+    with connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN {sql}", parameters)
+        names = [column[0] for column in cursor.description]
+        return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
 
 def test_operations_on_the_same_rows_do_not_deadlock(engine: Engine, duel: Duel) -> None:

@@ -29,6 +29,7 @@ class Connected:
     INSERT_OR_IGNORE = "INSERT INTO"
     ON_CONFLICT = " ON CONFLICT DO NOTHING"
     GREATEST = "GREATEST"
+    BY_ID = ""
     watches_statements = False
 
     def __init__(self, alias: str, backend: str) -> None:
@@ -56,6 +57,7 @@ class Connected:
                 insert_or_ignore=self.INSERT_OR_IGNORE,
                 on_conflict=self.ON_CONFLICT,
                 greatest=self.GREATEST,
+                by_id=self.BY_ID,
                 **more,
             )
         return self._statements[key]

@@ -23,7 +23,7 @@ from .base import Claimant, Claimed, Death, NodeInfo, Outcome, Rescued, Settled
 from .connection import is_missing_table, plain_transaction
 from .network import Networked
 from .operations import Row
-from .portable import ByQueueEngine, Head, in_claim_order, outcomes_as_json
+from .portable import ByQueueEngine, Head, outcomes_as_json
 
 DEADLOCK, LOCK_WAIT_TIMEOUT = 1213, 1205
 DEADLOCK_RETRIES = 8
@@ -109,6 +109,8 @@ class MySQLEngine(Networked, ByQueueEngine):
     IN_SECONDS = "UTC_TIMESTAMP(6) + INTERVAL %s SECOND"
     INSERT_OR_IGNORE = "INSERT IGNORE INTO"
     ON_CONFLICT = ""
+    # By another index, rows whose keys others change while we wait for them would not be found.
+    BY_ID = " FORCE INDEX (PRIMARY)"
     watches_statements = True
 
     def __init__(self, alias: str, backend: str) -> None:
@@ -172,24 +174,12 @@ class MySQLEngine(Networked, ByQueueEngine):
         return self._joins_json
 
     def claim_from(self, who: Claimant, queues: QueueSelection, limit: int) -> list[Claimed]:
-        if (name := self.only_one(queues)) is not None:
-            if claimed := self.claim_queue(who, name, limit, None):
-                return in_claim_order(claimed, queues)
-            self._names = NO_NAMES
         claimed = super().claim_from(who, queues, limit)
         if not claimed and queues.only is None and self._names[0]:
             # Others were faster at the queues that we remembered; there may be more by now.
             self._names = NO_NAMES
             claimed = super().claim_from(who, queues, limit)
         return claimed
-
-    def only_one(self, queues: QueueSelection) -> str | None:
-        """The queue that is known to be the only one with tasks: its head need not be asked for."""
-        names, asked_at = self._names
-        if queues.only is not None or time.monotonic() - asked_at >= NAMES_GOOD_FOR:
-            return None
-        served = [name for name in names if queues.preference(name) is not None]
-        return served[0] if len(served) == 1 else None
 
     def ready_queues(self) -> list[str]:
         # Not portable.READY_QUEUES: its inner query would read all rows once per queue.
@@ -227,6 +217,9 @@ class MySQLEngine(Networked, ByQueueEngine):
             if claimed := self.sound(rows):
                 return claimed
         return []
+
+    def heads_known_since(self) -> float:
+        return self._names[1]
 
     @retried
     def release(self, who: Claimant, rows: Iterable[tuple[str, int]] | None = None) -> int:

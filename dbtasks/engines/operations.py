@@ -30,7 +30,7 @@ LONGEST_PARKING = 10**10  # seconds: in the year 9316, whatever id was written b
 
 SELECT_ROWS = """
 SELECT id, status, ready_queue, {due_at}, errors, policy
-FROM dbtasks_scheduledtask WHERE backend = %s AND id IN ({ids}) ORDER BY id{lock}"""
+FROM dbtasks_scheduledtask{by_id} WHERE backend = %s AND id IN ({ids}) ORDER BY id{lock}"""
 # The errors, worker_ids and attempts of the runs before stay; what counts against it begins anew.
 RETRY_ROWS = """
 UPDATE dbtasks_scheduledtask

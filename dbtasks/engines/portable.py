@@ -7,6 +7,7 @@ import functools
 import itertools
 import json
 import logging
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 from ..fields import dump_json, utc_value
 from ..queues import QueueSelection
 from .base import Claimant, Claimed, Glance, NewTask, Outcome
+from .level import MOST_SHARERS, Level, Levels
 from .operations import Operations
 from .overview import Overview
 from .statistics import Statistics
@@ -272,6 +274,10 @@ class PortableEngine(Operations, Overview, Statistics, Upkeep):
 class ByQueueEngine(PortableEngine, abc.ABC):
     """Base of the engines that claim from one queue after the other."""
 
+    def __init__(self, alias: str, backend: str) -> None:
+        super().__init__(alias, backend)
+        self.levels = Levels()
+
     def sound(self, rows: Iterable[tuple[Any, ...]]) -> list[Claimed]:
         """The claimed rows that can be run. The others fail here, each with what is wrong."""
         claimed = []
@@ -296,14 +302,39 @@ class ByQueueEngine(PortableEngine, abc.ABC):
         """Claims from one queue; `lowest`: only rows of at most that precedence value."""
 
     def claim_from(self, who: Claimant, queues: QueueSelection, limit: int) -> list[Claimed]:
-        """Claims queue after queue in the order of their heads; no queue overtakes another's."""
+        """Claims by the order of the queues' heads; no queue overtakes another's."""
         if queues.only is not None:
             return in_claim_order(self.claim_queue(who, queues.only, limit, None), queues)
-        return self.claim_from_heads(who, self.heads(queues), queues, limit)
+        if (level := self.levels.recall(queues)) is None:
+            return self.claim_from_heads(who, self.heads(queues), queues, limit)
+        claimed = self.claim_level(who, level, limit)
+        if len(claimed) < limit and not (claimed and level.is_one):
+            self.levels.forget()
+            claimed += self.claim_from_heads(who, self.heads(queues), queues, limit - len(claimed))
+        return in_claim_order(claimed, queues)
 
     def claim_from_heads(
         self, who: Claimant, heads: Sequence[Head], queues: QueueSelection, limit: int
     ) -> list[Claimed]:
+        if len(heads) == 1:
+            self.levels.remember(self.level_of(heads, queues))
+        return in_claim_order(self.claim_in_turn(who, heads, limit), queues)
+
+    def level_of(self, heads: Sequence[Head], queues: QueueSelection) -> Level:
+        """The most urgent of these queues, so many as one statement can ask."""
+        names = [head.queue for head in heads if head[:2] == heads[0][:2]][:MOST_SHARERS]
+        precedence = None if len(heads) == 1 else heads[0].precedence
+        return Level(queues, tuple(names), precedence, self.heads_known_since())
+
+    def claim_level(self, who: Claimant, level: Level, limit: int) -> list[Claimed]:
+        """Claims from these queues alike."""
+        return self.claim_queue(who, level.names[0], limit, None)
+
+    def heads_known_since(self) -> float:
+        return time.monotonic()
+
+    def claim_in_turn(self, who: Claimant, heads: Sequence[Head], limit: int) -> list[Claimed]:
+        """Claims from queue after queue, from each as far as the next one's head."""
         claimed: list[Claimed] = []
         for head, following in itertools.zip_longest(heads, heads[1:]):
             same_group = following is not None and following.preference == head.preference
@@ -311,7 +342,7 @@ class ByQueueEngine(PortableEngine, abc.ABC):
             claimed += self.claim_queue(who, head.queue, limit - len(claimed), lowest)
             if len(claimed) >= limit:
                 break
-        return in_claim_order(claimed, queues)
+        return claimed
 
 
 def is_id(value: str) -> bool:

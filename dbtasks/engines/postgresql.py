@@ -12,8 +12,8 @@ import datetime
 import functools
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from django.db import DatabaseError, DataError, InternalError, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -21,6 +21,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from ..fields import as_utc
 from ..queues import QueueSelection
 from .base import Claimant, Claimed, NewOccurrence, NewTask, Outcome, Survey, Watcher
+from .level import Level, Levels
 from .network import Networked
 from .notify import Listener, Notices, channel_name
 from .periodic import OCCURRENCES
@@ -45,9 +46,11 @@ candidate AS MATERIALIZED (
     FOR UPDATE SKIP LOCKED
 )"""
 
-# Several queues: a loose index scan finds the head of each queue (a probe per queue, not per row);
-# then the queues are asked one after the other, and only as far as the limit. `bound` keeps a
-# queue from giving rows of a lower priority than the next queue's head.
+# Several queues: a loose index scan finds the head of each queue (a probe per queue, not per row).
+# Those whose heads are the most urgent give the same share each: rows that were enqueued together
+# lie together in the table, so that a claim writes few of its pages, and no queue waits for another
+# one's whole batch. What is missing then comes from one queue after the other, as far as the limit;
+# `bound` keeps a queue from giving rows of a lower priority than the next queue's head.
 CANDIDATES_OF_SEVERAL_QUEUES = """
 head AS (
     (SELECT ready_queue, precedence, id FROM dbtasks_scheduledtask
@@ -60,16 +63,40 @@ head AS (
         ORDER BY t.backend, t.ready_queue, t.precedence, t.id LIMIT 1
     ) following
 ), served AS MATERIALIZED (
-    SELECT ready_queue,
-        lead(precedence) OVER (PARTITION BY preference ORDER BY precedence, id) AS bound
+    SELECT ready_queue, precedence,
+        lead(precedence) OVER (PARTITION BY preference ORDER BY precedence, id) AS bound,
+        dense_rank() OVER (ORDER BY preference, precedence) AS level,
+        count(*) OVER (PARTITION BY preference, precedence) AS sharers
     FROM (SELECT head.*, {preference} AS preference FROM head) preferred
     WHERE preference IS NOT NULL
     ORDER BY preference, precedence, id
+), share AS MATERIALIZED (
+    SELECT picked.id FROM served CROSS JOIN LATERAL (
+        SELECT t.id FROM dbtasks_scheduledtask t
+        WHERE t.backend = %s AND t.ready_queue = served.ready_queue
+          AND t.precedence <= served.precedence
+        ORDER BY t.precedence, t.id LIMIT ceil(%s / served.sharers::float8)
+        FOR UPDATE SKIP LOCKED
+    ) picked WHERE served.level = 1 LIMIT %s
 ), candidate AS MATERIALIZED (
+    SELECT id FROM share
+    UNION ALL
     SELECT picked.id FROM served CROSS JOIN LATERAL (
         SELECT t.id FROM dbtasks_scheduledtask t
         WHERE t.backend = %s AND t.ready_queue = served.ready_queue
           AND t.precedence <= coalesce(served.bound, 32767)
+          AND t.id NOT IN (SELECT id FROM share)
+        ORDER BY t.precedence, t.id LIMIT %s
+        FOR UPDATE SKIP LOCKED
+    ) picked LIMIT %s
+)"""
+
+# The same where it is known which queues have tasks, all of the same priority.
+CANDIDATES_OF_KNOWN_QUEUES = """
+candidate AS MATERIALIZED (
+    SELECT picked.id FROM unnest(%s::text[]) known (name) CROSS JOIN LATERAL (
+        SELECT t.id FROM dbtasks_scheduledtask t
+        WHERE t.backend = %s AND t.ready_queue = known.name AND t.precedence <= %s
         ORDER BY t.precedence, t.id LIMIT %s
         FOR UPDATE SKIP LOCKED
     ) picked LIMIT %s
@@ -88,9 +115,6 @@ RETURNING t.id, t.attempt, t.task_path, t.args, t.kwargs, t.queue, t.priority, t
 
 # Of a claim from several queues, in each row: from how many it could choose.
 CLAIM_OF_SEVERAL = CLAIM + ", (SELECT count(*) FROM served)"
-# For so long (seconds) a busy worker takes it that the only queue with tasks still is that: to
-# ask for the heads of all queues costs more than to finish one task and to claim the next.
-ONLY_ONE_FOR = 0.03
 
 # Of a single task that does not run again; arrays cost as much as the update of one row.
 OUTCOME = """
@@ -128,8 +152,17 @@ outcome AS MATERIALIZED (
 OUTCOMES_OF = {False: OUTCOME, True: OUTCOMES}  # by whether there are several
 
 COLUMNS = len(Claimed._fields)
-CLAIM_FROM_ONE_QUEUE = f"WITH {CANDIDATES_OF_ONE_QUEUE} {CLAIM}"
-CLAIM_FROM_SEVERAL_QUEUES = f"WITH RECURSIVE {CANDIDATES_OF_SEVERAL_QUEUES} {CLAIM_OF_SEVERAL}"
+ONE, KNOWN, SEVERAL = "one queue", "known queues", "several queues"
+# By which queues are asked: the candidates, the claim, and the number of its columns.
+CLAIM_FROM = {
+    ONE: (CANDIDATES_OF_ONE_QUEUE, CLAIM, COLUMNS),
+    KNOWN: (CANDIDATES_OF_KNOWN_QUEUES, CLAIM, COLUMNS),
+    SEVERAL: (CANDIDATES_OF_SEVERAL_QUEUES, CLAIM_OF_SEVERAL, COLUMNS + 1),
+}
+CLAIMS = {
+    asked: f"WITH RECURSIVE {candidates} {claim}"
+    for asked, (candidates, claim, _) in CLAIM_FROM.items()
+}
 FINISH = {several: f"WITH {each} SELECT id FROM finished" for several, each in OUTCOMES_OF.items()}
 
 
@@ -141,22 +174,16 @@ def finish_and_claim_sql(outcomes: str, candidates: str, claim: str, columns: in
     )
 
 
-# By whether there are several outcomes.
-FINISH_AND_CLAIM_ONE_QUEUE = {
-    several: finish_and_claim_sql(outcomes, CANDIDATES_OF_ONE_QUEUE, CLAIM, COLUMNS)
+# By whether there are several outcomes, and by which queues are asked.
+FINISH_AND_CLAIM = {
+    (several, asked): finish_and_claim_sql(outcomes, *claim)
     for several, outcomes in OUTCOMES_OF.items()
+    for asked, claim in CLAIM_FROM.items()
 }
 # With its limit as a number: PostgreSQL keeps no plan for a limit that it does not know.
 FINISH_ONE_AND_CLAIM_ONE = finish_and_claim_sql(
     OUTCOME, CANDIDATES_OF_ONE_QUEUE.replace("LIMIT %s", "LIMIT 1"), CLAIM, COLUMNS
 )
-FINISH_AND_CLAIM_SEVERAL_QUEUES = {
-    several: finish_and_claim_sql(
-        outcomes, CANDIDATES_OF_SEVERAL_QUEUES, CLAIM_OF_SEVERAL, COLUMNS + 1
-    )
-    for several, outcomes in OUTCOMES_OF.items()
-}
-
 # Many rows: what they have in common comes once, and of the rest one value per column, which is
 # cheaper to write, to send and to read than a value per row and column. JSON as we write it, and
 # ids, have no newline, so that all of theirs can be one text.
@@ -199,8 +226,12 @@ FROM unnest(%s::text[], %s::timestamptz[], %s::uuid[], %s::text[])
 TRY_LOCK = "SELECT pg_try_advisory_xact_lock(%s)"
 
 
-QUEUE = Claimed._fields.index("queue")
-NOT_ONE: tuple[QueueSelection | None, str, float] = (None, "", 0.0)
+class Candidates(NamedTuple):
+    """Which queues a claim asks, its parameters, and what its text still needs."""
+
+    asked: str
+    parameters: list[Any]
+    more: Mapping[str, str] = {}
 
 
 class PostgreSQLEngine(Networked, PortableEngine):
@@ -214,7 +245,7 @@ class PostgreSQLEngine(Networked, PortableEngine):
         self.notices = Notices()
         self.finish_and_claim_one = PreparedAlone(self.sql(FINISH_ONE_AND_CLAIM_ONE))
         self.insert_ready = PreparedInside(INSERT_READY)
-        self._only_one = NOT_ONE  # replaced whole: threads share it
+        self.levels = Levels()
 
     # Reading
 
@@ -257,27 +288,29 @@ class PostgreSQLEngine(Networked, PortableEngine):
 
     # Consuming
 
-    def candidates(self, queues: QueueSelection, limit: int) -> tuple[list[Any], dict[str, str]]:
-        """Parameters of the candidate select, and what its text still needs if it has several."""
+    def candidates(self, queues: QueueSelection, limit: int) -> Candidates:
         if queues.only is not None:
-            return [self.backend, queues.only, limit], {}
-        selection, name, since = self._only_one
-        if selection is queues and time.monotonic() - since < ONLY_ONE_FOR:
-            return [self.backend, name, limit], {}
+            return Candidates(ONE, [self.backend, queues.only, limit])
+        if (level := self.levels.recall(queues)) is not None:
+            if level.is_one:
+                return Candidates(ONE, [self.backend, level.names[0], limit])
+            names, share = list(level.names), level.share(limit)
+            return Candidates(KNOWN, [names, self.backend, level.precedence, share, limit])
         preference, parameters = queues.sql("ready_queue")
-        return (
-            [self.backend, self.backend, *parameters, self.backend, limit, limit],
+        several = [self.backend, limit, limit]
+        return Candidates(
+            SEVERAL,
+            [self.backend, self.backend, *parameters, *several, *several],
             {"preference": preference},
         )
 
     def claim(self, who: Claimant, queues: QueueSelection, limit: int = 1) -> list[Claimed]:
-        parameters, more = self.candidates(queues, limit)
-        text = CLAIM_FROM_SEVERAL_QUEUES if more else CLAIM_FROM_ONE_QUEUE
-        rows = self.rows(text, [*parameters, who.node, who.worker], **more)
-        if not rows and not more and queues.only is None:
-            self._only_one = NOT_ONE
+        asked, parameters, more = self.candidates(queues, limit)
+        rows = self.rows(CLAIMS[asked], [*parameters, who.node, who.worker], **more)
+        if not rows and asked != SEVERAL and queues.only is None:
+            self.levels.forget()
             return self.claim(who, queues, limit)
-        return self.claimed(rows, queues)
+        return self.claimed(rows, queues, limit, asked)
 
     def finish(self, outcomes: Sequence[Outcome]) -> set[str]:
         if not outcomes:
@@ -291,28 +324,42 @@ class PostgreSQLEngine(Networked, PortableEngine):
         if not outcomes:
             return set(), self.claim(who, queues, limit)
         several, done = outcome_parameters(outcomes)
-        parameters, more = self.candidates(queues, limit)
-        texts = FINISH_AND_CLAIM_SEVERAL_QUEUES if more else FINISH_AND_CLAIM_ONE_QUEUE
+        asked, parameters, more = self.candidates(queues, limit)
         rows = None
-        if limit == 1 and not several and not more:
+        if limit == 1 and not several and asked == ONE:
             one_queue = parameters[:-1]  # the limit stands in the text
             values = [*done, *one_queue, who.node, who.worker]
             rows = self.finish_and_claim_one.rows(self.connection, values)
         if rows is None:
-            rows = self.rows(texts[several], [*done, *parameters, who.node, who.worker], **more)
+            text = FINISH_AND_CLAIM[several, asked]
+            rows = self.rows(text, [*done, *parameters, who.node, who.worker], **more)
         finished = {self.hex(row[0]) for row in rows if row[1] is None}
-        claimed = self.claimed([row for row in rows if row[1] is not None], queues)
-        if not claimed and not more and queues.only is None:
-            # To ask the others here, after a commit, would risk what is known to be written.
-            self._only_one = NOT_ONE
-        return finished, claimed
+        # Without any row: to ask all queues here, after a commit, would risk what is written.
+        rows = [row for row in rows if row[1] is not None]
+        return finished, self.claimed(rows, queues, limit, asked)
 
-    def claimed(self, rows: list[tuple[Any, ...]], queues: QueueSelection) -> list[Claimed]:
-        if rows and len(rows[0]) > COLUMNS:
-            alone = rows[0][COLUMNS] == 1
-            self._only_one = (queues, rows[0][QUEUE], time.monotonic()) if alone else NOT_ONE
+    def claimed(
+        self, rows: list[tuple[Any, ...]], queues: QueueSelection, limit: int, asked: str
+    ) -> list[Claimed]:
         claimed = [Claimed(self.hex(row[0]), *row[1:COLUMNS]) for row in rows]
-        return in_claim_order(claimed, queues)
+        claimed = in_claim_order(claimed, queues)
+        if asked == SEVERAL and claimed:
+            self.note_level(claimed, queues, limit, served=rows[0][COLUMNS])
+        elif not claimed or (asked == KNOWN and len(claimed) < limit):
+            self.levels.forget()
+        return claimed
+
+    def note_level(
+        self, claimed: list[Claimed], queues: QueueSelection, limit: int, served: int
+    ) -> None:
+        """Remembers the queues if all that have tasks gave their shares, and nothing else."""
+        names = tuple(dict.fromkeys(row.queue for row in claimed))
+        precedence = None if served == 1 else -claimed[0].priority
+        level = Level(queues, names, precedence, time.monotonic())
+        if served == 1 or (len(names) == served and level.shared_evenly(claimed, limit)):
+            self.levels.remember(level)
+        else:
+            self.levels.forget()
 
     def release(self, who: Claimant, rows: Iterable[tuple[str, int]] | None = None) -> int:
         """Tells the other nodes too: their idle workers may be the only ones."""

@@ -20,7 +20,8 @@ from ..queues import QueueSelection
 from .base import Claimant, Claimed, Outcome, Watcher
 from .connection import plain_transaction
 from .inotify import FileWatch
-from .portable import ByQueueEngine, is_id, outcomes_as_json
+from .level import Level
+from .portable import ByQueueEngine, Head, in_claim_order, is_id, outcomes_as_json
 
 # SQLite stores anything anywhere. Times as text: one that is none must not hide the other rows.
 CLAIM = """
@@ -28,14 +29,16 @@ UPDATE dbtasks_scheduledtask
 SET status = 'RUNNING', ready_queue = NULL, claim_node = %s, claimed_by = %s,
     attempt = MIN(CAST(attempt AS INTEGER), 2147483646) + 1, last_attempted_at = {now},
     started_at = COALESCE(started_at, {now})
-WHERE id IN (
-    SELECT id FROM dbtasks_scheduledtask
-    WHERE backend = %s AND ready_queue = %s{bound}
-    ORDER BY precedence, id LIMIT %s
-)
+WHERE id IN ({candidates})
 RETURNING id, attempt, task_path, args, kwargs, queue, priority, CAST(run_after AS TEXT),
     CAST(enqueued_at AS TEXT), CAST(started_at AS TEXT), CAST(last_attempted_at AS TEXT),
     worker_ids, errors, failures, policy, periodic"""
+OF_ONE_QUEUE = """
+    SELECT id FROM dbtasks_scheduledtask
+    WHERE backend = %s AND ready_queue = %s{bound}
+    ORDER BY precedence, id LIMIT %s"""
+SHARE = f"SELECT id FROM ({OF_ONE_QUEUE.format(bound=' AND precedence <= %s')})"
+OF_SHARES = "SELECT id FROM ({shares} LIMIT %s)"
 
 # As portable.FINISH, of many rows: parameters that are bound one by one cost more than the update.
 FINISH_MANY = """
@@ -117,6 +120,9 @@ class SQLiteEngine(ByQueueEngine):
         # Without anything ready this reads only: idle workers leave the write lock alone.
         if queues.only is not None:
             return self.claim_from(who, queues, limit)
+        if self.levels.recall(queues) is not None:
+            with self.transaction():
+                return self.claim_from(who, queues, limit)
         heads = self.heads(queues)
         if not heads:
             return []
@@ -141,11 +147,35 @@ class SQLiteEngine(ByQueueEngine):
         self, who: Claimant, queue: str, limit: int, lowest: int | None
     ) -> list[Claimed]:
         bound = "" if lowest is None else f" AND precedence <= {int(lowest)}"
+        candidates = OF_ONE_QUEUE.format(bound=bound)
         parameters = (who.node, who.worker, self.backend, queue, limit)
-        while rows := self.rows(CLAIM, parameters, bound=bound):
+        while rows := self.rows(CLAIM, parameters, candidates=candidates):
             if claimed := self.sound(rows):
                 return claimed
         return []
+
+    def claim_from_heads(
+        self, who: Claimant, heads: Sequence[Head], queues: QueueSelection, limit: int
+    ) -> list[Claimed]:
+        """The most urgent queues give the same share each, then all others what is missing."""
+        if limit == 1 or len(heads) < 2:
+            return super().claim_from_heads(who, heads, queues, limit)
+        level = self.level_of(heads[:limit], queues)
+        claimed = self.claim_level(who, level, limit)
+        if len(claimed) < limit:
+            claimed += self.claim_in_turn(who, self.heads(queues), limit - len(claimed))
+        elif len(level.names) == len(heads):
+            self.levels.remember(level)
+        return in_claim_order(claimed, queues)
+
+    def claim_level(self, who: Claimant, level: Level, limit: int) -> list[Claimed]:
+        if level.is_one:
+            return super().claim_level(who, level, limit)
+        candidates = OF_SHARES.format(shares=" UNION ALL ".join([SHARE] * len(level.names)))
+        rest = (level.precedence, level.share(limit))
+        shares = [value for name in level.names for value in (self.backend, name, *rest)]
+        parameters = (who.node, who.worker, *shares, limit)
+        return self.sound(self.rows(CLAIM, parameters, candidates=candidates))
 
     def problem(self, row: tuple[Any, ...]) -> str | None:
         if type(row[0]) is not str or not is_id(row[0]):
