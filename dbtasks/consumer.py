@@ -66,7 +66,7 @@ class Consumer:
         self.control = control
         self.lease = lease
         self.hand = control.hand
-        self.pace = Pace(backend.parsed.prefetch)
+        self.pace = Pace(backend.parsed.prefetch or self.engine.worth_claiming)
         self.processed = 0
         self.tally = Tally()
         control.counting(self.tally)

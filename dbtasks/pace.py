@@ -9,7 +9,7 @@ from __future__ import annotations
 # Seconds of work in one claim. A task of a higher priority waits for the rest of it, so it stays
 # below 50 ms; with less, tasks of 10 ms would be claimed one by one.
 WORTH = 0.043
-MOST = 200  # rows; beyond, a claim's price per row hardly falls any more
+MOST = 400  # rows, whatever the database
 NEWEST = 0.25  # the share of the newest run in the moving mean of its task
 MOST_PATHS = 4096
 

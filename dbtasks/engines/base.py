@@ -311,6 +311,8 @@ class Engine(Protocol):
     backend: str
     watches_statements: bool
     """Whether only the statements tell that a transaction is open; see dbtasks.hygiene."""
+    worth_claiming: int
+    """Rows at once; beyond, a claim's price per row hardly falls any more."""
 
     # Producing
     def insert(self, rows: Sequence[NewTask], notify: bool = True) -> None:

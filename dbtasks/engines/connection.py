@@ -31,6 +31,7 @@ class Connected:
     GREATEST = "GREATEST"
     BY_ID = ""
     watches_statements = False
+    worth_claiming = 200
 
     def __init__(self, alias: str, backend: str) -> None:
         self.alias = alias

@@ -238,6 +238,7 @@ class PostgreSQLEngine(Networked, PortableEngine):
     NOW = "statement_timestamp()"  # stable, unlike clock_timestamp(): an index can be asked for it
     IN_SECONDS = "statement_timestamp() + %s * interval '1 second'"
     SETTLED = SETTLED
+    worth_claiming = 400  # of many queues: each is a probe, and the statement is planned each time
 
     def __init__(self, alias: str, backend: str) -> None:
         super().__init__(alias, backend)
