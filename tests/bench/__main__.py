@@ -8,7 +8,8 @@ make bench ARGS="--database postgresql --measure drain --measure flat"
 
 All but QUICK=1 is kept in .bench/figures.json, so that one measure can follow another some other
 time: ARGS="--missing" measures what is not there yet, ARGS="--write-only" nothing at all, and
-WRITE=1 writes all that is there.
+WRITE=1 writes all that is there. The record behind docs/benchmark.md is docs/benchmark.json: to
+measure a part of it again on the same machine, copy it to .bench/figures.json first.
 """
 
 import argparse
@@ -47,6 +48,7 @@ def main(arguments: list[str]) -> int:
         machine = record.machine_of(known)
         figures = record.figures_of(known, list(SERVERS))
         files = page(figures, machine, FULL.repetitions, record.peers_of(known))
+        files["benchmark.json"] = record.text_of(known)
         write(ROOT, files, quotation(figures, machine))
     return 0
 

@@ -1,7 +1,8 @@
 """The figures on record: measured one at a time, on one machine, and written when all are there.
 
-One JSON file, by default .bench/figures.json. A measure on a database that is measured again takes
-the place of what was known of it; quick looks are not recorded.
+One JSON file, by default .bench/figures.json, and docs/benchmark.json for what is published. A
+measure on a database that is measured again takes the place of what was known of it; quick looks
+are not recorded.
 """
 
 import json
@@ -54,10 +55,15 @@ def keep(path: Path, record: Record) -> None:
         if (known.measure, known.database) != (record.measure, record.database)
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps([asdict(each) for each in [*others, record]], indent=1)
     fresh = path.with_suffix(".new")
-    fresh.write_text(text)
+    fresh.write_text(text_of([*others, record]))
     os.replace(fresh, path)
+
+
+def text_of(records: Iterable[Record]) -> str:
+    """As `load` reads it, a line for each record."""
+    lines = ",\n".join(json.dumps(asdict(each)) for each in records)
+    return f"[\n{lines}\n]\n"
 
 
 def figures_of(records: Iterable[Record], databases: Sequence[str]) -> list[Figure]:
