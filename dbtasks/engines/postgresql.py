@@ -21,6 +21,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from ..fields import as_utc
 from ..queues import QueueSelection
 from .base import Claimant, Claimed, NewOccurrence, NewTask, Outcome, Survey, Watcher
+from .direct import Direct
 from .level import Level, Levels
 from .network import Networked
 from .notify import Listener, Notices, channel_name
@@ -34,7 +35,7 @@ from .portable import (
     in_claim_order,
     insert_sql,
 )
-from .prepared import PreparedAlone, PreparedInside
+from .prepared import PreparedAlone
 from .upkeep import bounded
 
 # One queue: the index gives the rows in claim order, nothing is sorted.
@@ -199,7 +200,7 @@ TYPES = {
 WITHOUT_NEWLINES = frozenset({"id", "args", "kwargs", "policy"})
 
 # What enqueue() inserts again and again in a transaction: a row to be run at once. The fewer
-# parameters, the less there is to quote, to send and to read; $6 is the queue.
+# parameters, the less there is to send and to read; $6 is the queue.
 INSERT_READY = f"""{INSERT_INTO}
 VALUES (%s, %s, %s, %s, %s, %s, %s, NULL, %s, %s, '', $6, NULL, {INSERT_REST})"""
 
@@ -245,7 +246,7 @@ class PostgreSQLEngine(Networked, PortableEngine):
         self.channel = channel_name(backend)
         self.notices = Notices()
         self.finish_and_claim_one = PreparedAlone(self.sql(FINISH_ONE_AND_CLAIM_ONE))
-        self.insert_ready = PreparedInside(INSERT_READY)
+        self.insert_ready = Direct(INSERT_READY)
         self.levels = Levels()
 
     # Reading
@@ -279,11 +280,10 @@ class PostgreSQLEngine(Networked, PortableEngine):
             self.run(insert, parameters)
 
     def is_inserted(self, row: NewTask) -> bool:
-        """Whether the prepared statement could do it."""
+        """Whether the statement without a cursor could do it."""
         if row.run_after or row.due_at or row.periodic:
             return False
         call = (row.id, row.task_path, row.args, row.kwargs, self.backend, row.queue, row.priority)
-        # As text: the driver takes longer to quote a time.
         enqueued_at = as_utc(row.enqueued_at).isoformat()
         return self.insert_ready.run(self.connection, (*call, enqueued_at, row.policy))
 

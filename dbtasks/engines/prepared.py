@@ -1,10 +1,10 @@
 """Statements that PostgreSQL plans once and then runs many times.
 
 To plan the statement that finishes one task and claims the next costs the server twice as much as
-to run it; to read the text that inserts a row, as much as to insert it. They are prepared in SQL
-and not by the driver's protocol, under a name made from their text: behind a pooler, where the next
-statement may reach another connection of the server, that name means this statement or nothing at
-all. If it means nothing, nothing has happened, and from then on the process does without.
+to run it. It is prepared in SQL and not by the driver's protocol, under a name made from its text:
+behind a pooler, where the next statement may reach another connection of the server, that name
+means this statement or nothing at all. If it means nothing, nothing has happened, and from then on
+the process does without.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from django.db import DatabaseError, ProgrammingError, transaction
+from django.db import DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 # PostgreSQL's error codes (Appendix A of its manual).
@@ -31,10 +31,6 @@ CANNOT_BE_USED = frozenset(
 # made anew after so many seconds and uses, whichever comes first.
 GOOD_FOR_SECONDS = 1.0
 GOOD_FOR_USES = 1000
-# To prepare takes two statements or three; a transaction with fewer calls than this does not earn
-# them.
-CALLS_BEFORE = 10
-EXISTS = "SELECT 1 FROM pg_prepared_statements WHERE name = %s"
 
 
 class Prepared:
@@ -42,12 +38,9 @@ class Prepared:
 
     def __init__(self, text: str) -> None:
         numbers = itertools.count(1)
-        numbered = re.sub("%s", lambda match: f"${next(numbers)}", text)
-        self.name = f"dbtasks_{hashlib.sha256(numbered.encode()).hexdigest()[:24]}"
-        self.prepare = f"PREPARE {self.name} AS {numbered}"
-        self.again = f"DEALLOCATE {self.name}; {self.prepare}"
-        self.execute = f"EXECUTE {self.name} ({', '.join(['%s'] * text.count('%s'))})"
-        self.usable = True
+        self.numbered = re.sub("%s", lambda match: f"${next(numbers)}", text)
+        self.name = f"dbtasks_{hashlib.sha256(self.numbered.encode()).hexdigest()[:24]}"
+        self.prepare = f"PREPARE {self.name} AS {self.numbered}"
 
 
 class PreparedAlone(Prepared):
@@ -55,6 +48,9 @@ class PreparedAlone(Prepared):
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
+        self.again = f"DEALLOCATE {self.name}; {self.prepare}"
+        self.execute = f"EXECUTE {self.name} ({', '.join(['%s'] * text.count('%s'))})"
+        self.usable = True
         self._plan = Plan()
 
     def rows(
@@ -92,70 +88,6 @@ class Plan(threading.local):
     raw: Any = None
     made = 0.0
     uses = 0
-
-
-class PreparedInside(Prepared):
-    """Used inside of transactions: an error would be their end, so nothing is left to chance.
-
-    A pooler that lends its connections to transactions lends one for the whole of it: what was seen
-    to be prepared in a transaction is there until it ends. The first use of all is a trial, in a
-    savepoint. Whoever counts the statements (DEBUG, assertNumQueries) gets those without a plan.
-    """
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.tried = False
-        self._open = Open()
-
-    def run(self, connection: BaseDatabaseWrapper, parameters: Sequence[Any]) -> bool:
-        """Whether it was run; if not, nothing has happened."""
-        if not (self.usable and connection.in_atomic_block) or connection.queries_logged:
-            return False
-        opened = self._open
-        if opened.hooks is not connection.run_on_commit:
-            opened.hooks, opened.calls, opened.cursor = connection.run_on_commit, 0, None
-        if opened.cursor is None:
-            opened.calls += 1
-            if opened.calls <= CALLS_BEFORE:
-                return False
-            if not self.tried:
-                return self.succeeds(connection, parameters)
-            self.make(connection)
-            opened.cursor = connection.cursor()
-        opened.cursor.execute(self.execute, parameters)
-        return True
-
-    def make(self, connection: BaseDatabaseWrapper) -> None:
-        with connection.cursor() as cursor:
-            cursor.execute(EXISTS, [self.name])
-            if cursor.fetchone() is None:
-                cursor.execute(self.prepare)
-
-    def succeeds(self, connection: BaseDatabaseWrapper, parameters: Sequence[Any]) -> bool:
-        """The trial."""
-        try:
-            with transaction.atomic(using=connection.alias):
-                self.make(connection)
-                with connection.cursor() as cursor:
-                    cursor.execute(self.execute, parameters)
-        except DatabaseError as error:
-            if sqlstate(error) not in CANNOT_BE_USED and not isinstance(error, ProgrammingError):
-                raise
-            self.usable = False
-            return False
-        self.tried = True
-        return True
-
-
-class Open(threading.local):
-    """What is known of the thread's open transaction, which is told by the list of its hooks.
-
-    For that list see notify.Notices.
-    """
-
-    hooks: Any = None
-    calls = 0
-    cursor: Any = None  # once the statement is there; a new one for each call is half of its price
 
 
 def sqlstate(error: BaseException) -> str | None:
