@@ -21,7 +21,7 @@ def stop_when(stopping: Callable[[], bool]) -> None:
 def prune(engine: Engine, stopping: Callable[[], bool] | None = None, batch: int = BATCH) -> int:
     """Deletes all that is past its retention; returns how many rows. Stops when told to.
 
-    Between two batches others get twice as long as the batch took, so that claims stay quick.
+    Between two batches others get some times as long as the batch took, so that claims stay quick.
     """
     stopping = stopping or getattr(_local, "stopping", None) or (lambda: False)
     deleted = 0
@@ -32,5 +32,5 @@ def prune(engine: Engine, stopping: Callable[[], bool] | None = None, batch: int
         if count < batch:
             engine.prune_occurrences(OCCURRENCE_DAYS)
             break
-        time.sleep(min(0.1, 2 * (time.monotonic() - began)))
+        time.sleep(min(0.1, engine.prune_pause * (time.monotonic() - began)))
     return deleted

@@ -24,6 +24,7 @@ from tests.engines import (
     STRANGER,
     assert_consistent,
     consume,
+    elsewhere,
     fresh_engine,
     keep_up,
     new_task,
@@ -348,6 +349,17 @@ def test_of_a_pause_that_ends_and_a_row_that_is_parked_none_stays_behind(
         assert (row.status, row.due_at) == ("READY" if parked else "RUNNING", None)
         assert_consistent(row)
         row.delete()
+
+
+def test_retention_passes_over_rows_that_others_hold(engine: Engine, database: str) -> None:
+    if database == "sqlite":
+        pytest.skip("SQLite has one writer at a time: the other one waits")
+    held, *others = put(engine, *(new_task() for _ in range(3)))
+    engine.finish([outcome_of(row, retain=-10.0) for row in engine.claim(ME, EVERYTHING, 3)])
+    with transaction.atomic():
+        ScheduledTask.objects.select_for_update().get(pk=held)
+        assert elsewhere(lambda: engine.prune(10)) == len(others)
+    assert engine.prune(10) == 1
 
 
 def test_rows_are_locked_by_their_ids_and_by_no_index_that_changes(

@@ -313,6 +313,8 @@ class Engine(Protocol):
     """Whether only the statements tell that a transaction is open; see dbtasks.hygiene."""
     worth_claiming: int
     """Rows at once; beyond, a claim's price per row hardly falls any more."""
+    prune_pause: float
+    """How long retention leaves others after each batch, as a multiple of what that took."""
 
     # Producing
     def insert(self, rows: Sequence[NewTask], notify: bool = True) -> None:

@@ -32,6 +32,7 @@ class Connected:
     BY_ID = ""
     watches_statements = False
     worth_claiming = 200
+    prune_pause = 2.0
 
     def __init__(self, alias: str, backend: str) -> None:
         self.alias = alias

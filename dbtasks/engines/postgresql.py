@@ -224,6 +224,14 @@ OCCURRENCES_OF_LISTS = """
 SELECT %s, o.name, o.due_at, o.task_id, {greatest}({now}, o.due_at), %s, o.skipped
 FROM unnest(%s::text[], %s::timestamptz[], %s::uuid[], %s::text[])
     AS o (name, due_at, task_id, skipped)"""
+# To bring a thousand ids here and to send them back costs as much as to delete their rows.
+PRUNE_AT_ONCE = """
+WITH expired AS MATERIALIZED (
+    SELECT id FROM dbtasks_scheduledtask
+    WHERE backend = %s AND delete_after <= {now} ORDER BY delete_after LIMIT %s
+    FOR UPDATE SKIP LOCKED
+)
+DELETE FROM dbtasks_scheduledtask t USING expired WHERE t.id = expired.id"""
 TRY_LOCK = "SELECT pg_try_advisory_xact_lock(%s)"
 
 
@@ -239,6 +247,7 @@ class PostgreSQLEngine(Networked, PortableEngine):
     NOW = "statement_timestamp()"  # stable, unlike clock_timestamp(): an index can be asked for it
     IN_SECONDS = "statement_timestamp() + %s * interval '1 second'"
     SETTLED = SETTLED
+    prune_pause = 5.0  # its batches are over soon
     worth_claiming = 400  # of many queues: each is a probe, and the statement is planned each time
 
     def __init__(self, alias: str, backend: str) -> None:
@@ -376,6 +385,9 @@ class PostgreSQLEngine(Networked, PortableEngine):
         """In one transaction: an idle node should not cost the database five."""
         with transaction.atomic(using=self.alias):
             return super().survey(node_id)
+
+    def prune(self, limit: int = 1000) -> int:
+        return self.run(PRUNE_AT_ONCE, (self.backend, limit))
 
     # Periodic
 

@@ -64,6 +64,12 @@ WHERE t.id = o.id AND t.claimed_by = o.worker AND t.attempt = o.attempt
 RETURNING id"""
 
 
+# By the numbers that SQLite gives to rows: by their ids, each would be looked for once more.
+PRUNE_AT_ONCE = """
+DELETE FROM dbtasks_scheduledtask WHERE rowid IN (
+    SELECT rowid FROM dbtasks_scheduledtask
+    WHERE backend = %s AND delete_after <= {now} ORDER BY delete_after LIMIT %s
+)"""
 SETTLED = """(
     SELECT json_extract(value, '$[0]') AS id, json_extract(value, '$[1]') AS next_due,
         json_extract(value, '$[2]') AS last_due, json_extract(value, '$[3]') AS last_task
@@ -190,6 +196,9 @@ class SQLiteEngine(ByQueueEngine):
 
     def finish_many(self, outcomes: Sequence[Outcome]) -> set[str]:
         return {self.hex(id) for (id,) in self.rows(FINISH_MANY, (outcomes_as_json(outcomes),))}
+
+    def prune(self, limit: int = 1000) -> int:
+        return self.run(PRUNE_AT_ONCE, (self.backend, limit))
 
     @contextlib.contextmanager
     def locked(self, name: str) -> Iterator[bool]:

@@ -22,6 +22,7 @@ START_SECONDS = 60.0
 LOOK_SECONDS = 0.1
 EMPTY = "nothing else in the table"
 CLAIMED = f"SELECT 1 FROM {TABLE} WHERE claim_node IS NOT NULL LIMIT 1"
+READY_ROW = f"SELECT 1 FROM {TABLE} WHERE backend = 'default' AND ready_queue >= '' LIMIT 1"
 EXPIRED = f"SELECT count(*) FROM {TABLE} WHERE backend = 'default' AND delete_after IS NOT NULL"
 EXPIRED_ROW = EXPIRED.replace("count(*)", "1") + " LIMIT 1"
 
@@ -45,7 +46,7 @@ def measure(stage: Stage) -> list[Figure]:
     run = functools.partial(backlogged, backlog, sizes.backlog, sizes.flat_seconds)
     cases.append(Case("dbtasks", f"{sizes.backlog:,} ready in {rows.QUEUES} queues", run))
     pruned = replace(own_queue(backlog), clear=backlog.clear)
-    run = functools.partial(deleting, pruned, sizes.backlog, sizes.expired, sizes.flat_seconds)
+    run = functools.partial(deleting, pruned, sizes.backlog, sizes.expired, sizes.pruned_seconds)
     cases.append(Case("dbtasks", f"while retention deletes {sizes.expired:,}", run))
     figures = stage.repeat("flat", cases)
     return [*figures, *relative(figures)]
@@ -80,7 +81,7 @@ def backlogged(contender: Contender, count: int, seconds: float) -> dict[str, fl
 
 
 def deleting(contender: Contender, backlog: int, expired: int, seconds: float) -> dict[str, float]:
-    """Retention at work beside a backlog, for some seconds or until it has deleted all."""
+    """Retention at work beside a backlog, for some seconds or until one of them is used up."""
     database = contender.database
     contender.reset()
     rows.generate(contender, expired, rows.expired(database.vendor))
@@ -103,7 +104,8 @@ def deleting(contender: Contender, backlog: int, expired: int, seconds: float) -
         if not any_row(connection, EXPIRED_ROW):
             return {}  # it was over before it could be measured
         deadline = before[0] + seconds
-        while time.monotonic() < deadline and any_row(connection, EXPIRED_ROW):
+        at_work = functools.partial(any_row, connection)
+        while time.monotonic() < deadline and at_work(EXPIRED_ROW) and at_work(READY_ROW):
             time.sleep(LOOK_SECONDS)
         after = counts()
     elapsed, finished, left = (b - a for a, b in zip(before, after, strict=True))
