@@ -129,6 +129,11 @@ def test_the_page_has_a_chapter_for_each_measure_that_ran_and_names_its_machine(
     )
     assert re.findall("^## (.*)", text, re.MULTILINE) == ["Drain", "Pick-up", "Flat"]
     assert all(f"]({name})" in text for name in files if name.endswith(".svg"))
+    assert "On: " not in text
+    places = {("drain", "sqlite"): "Some CPU", ("flat", "sqlite"): "Another CPU"}
+    text = page(figures, MACHINE, 3, places=places)["benchmark.md"]
+    assert "### Drain on sqlite\n\nOn: Some CPU.\n\n| case" in text
+    assert "### Flat on sqlite\n\nOn: Another CPU.\n\n| case" in text
 
 
 def test_what_is_written_twice_is_there_once(tmp_path: Path):
@@ -234,6 +239,7 @@ def test_figures_stay_on_record_until_the_same_is_measured_again(tmp_path: Path)
         ("sqlite", [4]),
     ]
     assert record.machine_of(known) == [("Date", "2026-01-31, 2026-02-01")]
+    assert record.places_of(known) == {}
     assert record.peers_of(known) == ["a peer: so"]
 
 

@@ -47,9 +47,11 @@ def main(arguments: list[str]) -> int:
         known = record.load(options.figures)
         machine = record.machine_of(known)
         figures = record.figures_of(known, list(SERVERS))
-        files = page(figures, machine, FULL.repetitions, record.peers_of(known))
+        peers, places = record.peers_of(known), record.places_of(known)
+        files = page(figures, machine, FULL.repetitions, peers, places)
         files["benchmark.json"] = record.text_of(known)
-        write(ROOT, files, quotation(figures, machine))
+        drained = [each for each in known if each.measure == "drain"]
+        write(ROOT, files, quotation(figures, record.machine_of(drained)))
     return 0
 
 

@@ -81,6 +81,17 @@ def machine_of(records: Iterable[Record]) -> Machine:
     return [(name, span(values)) for name, values in said.items()]
 
 
+def places_of(records: Iterable[Record]) -> dict[tuple[str, str], str]:
+    """The processor by measure and database, where they were not all measured on the same one."""
+    places = {
+        (record.measure, record.database): value
+        for record in records
+        for name, value in record.machine
+        if name == "Processor"
+    }
+    return places if len(set(places.values())) > 1 else {}
+
+
 def span(values: Sequence[str]) -> str:
     """ "0.2 to 0.9 ms" for measurements that differ; what else differs stands side by side."""
     different = list(dict.fromkeys(values))

@@ -1,6 +1,6 @@
 """docs/benchmark.md, its charts, and the lines that the README quotes from it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,8 +90,13 @@ def page(
     machine: Sequence[tuple[str, str]],
     repetitions: int,
     peers: Sequence[str] = (),
+    places: Mapping[tuple[str, str], str] | None = None,
 ) -> dict[str, str]:
-    """The files to write, by their names in docs/; `peers` says how other products were run."""
+    """The files to write, by their names in docs/; `peers` says how other products were run.
+
+    `places`: the processor by measure and database, if there was more than one.
+    """
+    places = places or {}
     files: dict[str, str] = {}
     lines = [
         "# Benchmark",
@@ -117,7 +122,10 @@ def page(
         lines += ["", f"## {chapter.title}", "", chapter.text]
         for database in dict.fromkeys(figure.database for figure in found):
             here = [figure for figure in found if figure.database == database]
-            lines += ["", f"### {chapter.title} on {database}", "", table(here)]
+            lines += ["", f"### {chapter.title} on {database}", ""]
+            if place := places.get((measure, database)):
+                lines += [f"On: {place}.", ""]
+            lines += [table(here)]
             if charted := [figure for figure in here if figure.unit == chapter.charted]:
                 name = f"images/benchmark-{measure}-{database}.svg"
                 title = f"{chapter.title} on {database}, {chapter.charted}"

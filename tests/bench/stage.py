@@ -30,7 +30,7 @@ class Sizes:
     expired: int = 300_000
     flat: int = 50_000
     flat_seconds: float = 5.0
-    pruned_seconds: float = 2.5  # the backlog must last for so long
+    pruned_seconds: float = 4.0  # the backlog must last for so long
     enqueue: int = 2_000
     producers: int = 8
     crowd: int = 500  # calls of each producer
