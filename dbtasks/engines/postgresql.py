@@ -1,8 +1,12 @@
 """PostgreSQL: finishing and claiming are one statement and one commit.
 
-The candidates come from a MATERIALIZED subquery and the update joins them. `WHERE id IN (SELECT …
-LIMIT n FOR UPDATE SKIP LOCKED)` would not do: under a nested loop PostgreSQL runs the subquery
-again for each row, which finds other rows unlocked, and updates more than n.
+The candidates come from a MATERIALIZED subquery. `WHERE id IN (SELECT … LIMIT n FOR UPDATE SKIP
+LOCKED)` would not do: under a nested loop PostgreSQL runs the subquery again for each row, which
+finds other rows unlocked, and updates more than n.
+
+The update finds them where they lie (`ctid`): joined by their ids, a few hundred made PostgreSQL
+read the whole table, as long as that had less than some hundred thousand rows. A row that somebody
+changed between our snapshot and our lock lies elsewhere by now, and is left for the next claim.
 """
 
 from __future__ import annotations
@@ -41,7 +45,7 @@ from .upkeep import bounded
 # One queue: the index gives the rows in claim order, nothing is sorted.
 CANDIDATES_OF_ONE_QUEUE = """
 candidate AS MATERIALIZED (
-    SELECT id FROM dbtasks_scheduledtask
+    SELECT ctid AS place FROM dbtasks_scheduledtask
     WHERE backend = %s AND ready_queue = %s
     ORDER BY precedence, id LIMIT %s
     FOR UPDATE SKIP LOCKED
@@ -72,18 +76,18 @@ head AS (
     WHERE preference IS NOT NULL
     ORDER BY preference, precedence, id
 ), share AS MATERIALIZED (
-    SELECT picked.id FROM served CROSS JOIN LATERAL (
-        SELECT t.id FROM dbtasks_scheduledtask t
+    SELECT picked.id, picked.place FROM served CROSS JOIN LATERAL (
+        SELECT t.id, t.ctid AS place FROM dbtasks_scheduledtask t
         WHERE t.backend = %s AND t.ready_queue = served.ready_queue
           AND t.precedence <= served.precedence
         ORDER BY t.precedence, t.id LIMIT ceil(%s / served.sharers::float8)
         FOR UPDATE SKIP LOCKED
     ) picked WHERE served.level = 1 LIMIT %s
 ), candidate AS MATERIALIZED (
-    SELECT id FROM share
+    SELECT place FROM share
     UNION ALL
-    SELECT picked.id FROM served CROSS JOIN LATERAL (
-        SELECT t.id FROM dbtasks_scheduledtask t
+    SELECT picked.place FROM served CROSS JOIN LATERAL (
+        SELECT t.ctid AS place FROM dbtasks_scheduledtask t
         WHERE t.backend = %s AND t.ready_queue = served.ready_queue
           AND t.precedence <= coalesce(served.bound, 32767)
           AND t.id NOT IN (SELECT id FROM share)
@@ -95,8 +99,8 @@ head AS (
 # The same where it is known which queues have tasks, all of the same priority.
 CANDIDATES_OF_KNOWN_QUEUES = """
 candidate AS MATERIALIZED (
-    SELECT picked.id FROM unnest(%s::text[]) known (name) CROSS JOIN LATERAL (
-        SELECT t.id FROM dbtasks_scheduledtask t
+    SELECT picked.place FROM unnest(%s::text[]) known (name) CROSS JOIN LATERAL (
+        SELECT t.ctid AS place FROM dbtasks_scheduledtask t
         WHERE t.backend = %s AND t.ready_queue = known.name AND t.precedence <= %s
         ORDER BY t.precedence, t.id LIMIT %s
         FOR UPDATE SKIP LOCKED
@@ -109,7 +113,7 @@ UPDATE dbtasks_scheduledtask t
 SET status = 'RUNNING', ready_queue = NULL, claim_node = %s, claimed_by = %s,
     attempt = least(attempt, 2147483646) + 1, last_attempted_at = {now},
     started_at = coalesce(started_at, {now})
-FROM candidate WHERE t.id = candidate.id
+WHERE t.ctid = ANY (ARRAY(SELECT place FROM candidate))
 RETURNING t.id, t.attempt, t.task_path, t.args, t.kwargs, t.queue, t.priority, t.run_after::text,
     t.enqueued_at::text, t.started_at::text, t.last_attempted_at::text, t.worker_ids, t.errors,
     t.failures, t.policy, t.periodic"""
@@ -128,11 +132,14 @@ finished AS (
     RETURNING t.id
 )"""
 
+# The lists come from selections: PostgreSQL takes them for short then, and looks for each row by
+# its id. Knowing that they are hundreds, it would read a whole small table instead.
 OUTCOMES = """
 outcome AS MATERIALIZED (
     SELECT * FROM unnest(
-        %s::uuid[], %s::int[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[],
-        %s::int[], %s::float8[], %s::float8[]
+        (SELECT %s::uuid[]), (SELECT %s::int[]), (SELECT %s::text[]), (SELECT %s::text[]),
+        (SELECT %s::text[]), (SELECT %s::text[]), (SELECT %s::text[]), (SELECT %s::int[]),
+        (SELECT %s::float8[]), (SELECT %s::float8[])
     ) AS o (id, attempt, worker, status, return_value, errors, worker_ids, failures, retry_in,
             retain)
 ), finished AS (
@@ -224,14 +231,13 @@ OCCURRENCES_OF_LISTS = """
 SELECT %s, o.name, o.due_at, o.task_id, {greatest}({now}, o.due_at), %s, o.skipped
 FROM unnest(%s::text[], %s::timestamptz[], %s::uuid[], %s::text[])
     AS o (name, due_at, task_id, skipped)"""
-# To bring a thousand ids here and to send them back costs as much as to delete their rows.
+# To bring a thousand ids here and to send them back costs more than to delete their rows.
 PRUNE_AT_ONCE = """
-WITH expired AS MATERIALIZED (
-    SELECT id FROM dbtasks_scheduledtask
+DELETE FROM dbtasks_scheduledtask WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM dbtasks_scheduledtask
     WHERE backend = %s AND delete_after <= {now} ORDER BY delete_after LIMIT %s
     FOR UPDATE SKIP LOCKED
-)
-DELETE FROM dbtasks_scheduledtask t USING expired WHERE t.id = expired.id"""
+))"""
 TRY_LOCK = "SELECT pg_try_advisory_xact_lock(%s)"
 
 
