@@ -29,16 +29,17 @@ UPDATE dbtasks_scheduledtask
 SET status = 'RUNNING', ready_queue = NULL, claim_node = %s, claimed_by = %s,
     attempt = MIN(CAST(attempt AS INTEGER), 2147483646) + 1, last_attempted_at = {now},
     started_at = COALESCE(started_at, {now})
-WHERE id IN ({candidates})
+WHERE rowid IN ({candidates})
 RETURNING id, attempt, task_path, args, kwargs, queue, priority, CAST(run_after AS TEXT),
     CAST(enqueued_at AS TEXT), CAST(started_at AS TEXT), CAST(last_attempted_at AS TEXT),
     worker_ids, errors, failures, policy, periodic"""
+# By the numbers that SQLite gives to rows: by their ids, each would be looked for once more.
 OF_ONE_QUEUE = """
-    SELECT id FROM dbtasks_scheduledtask
+    SELECT rowid FROM dbtasks_scheduledtask
     WHERE backend = %s AND ready_queue = %s{bound}
     ORDER BY precedence, id LIMIT %s"""
-SHARE = f"SELECT id FROM ({OF_ONE_QUEUE.format(bound=' AND precedence <= %s')})"
-OF_SHARES = "SELECT id FROM ({shares} LIMIT %s)"
+SHARE = f"SELECT rowid FROM ({OF_ONE_QUEUE.format(bound=' AND precedence <= %s')})"
+OF_SHARES = "SELECT rowid FROM ({shares} LIMIT %s)"
 
 # As portable.FINISH, of many rows: parameters that are bound one by one cost more than the update.
 FINISH_MANY = """
@@ -63,8 +64,6 @@ FROM outcome AS o
 WHERE t.id = o.id AND t.claimed_by = o.worker AND t.attempt = o.attempt
 RETURNING id"""
 
-
-# By the numbers that SQLite gives to rows: by their ids, each would be looked for once more.
 PRUNE_AT_ONCE = """
 DELETE FROM dbtasks_scheduledtask WHERE rowid IN (
     SELECT rowid FROM dbtasks_scheduledtask
