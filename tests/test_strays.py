@@ -2,21 +2,26 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from django.db import OperationalError
 from django.tasks import default_task_backend
+from django.tasks.signals import task_finished
 
 from dbtasks.consumer import Consumer
-from dbtasks.engines import Claimant, Engine, NodeInfo
+from dbtasks.engines import Claimant, Death, Engine, NodeInfo
 from dbtasks.execution import Execution
+from dbtasks.fields import dump_json
 from dbtasks.hand import LocalHand
 from dbtasks.models import ScheduledTask
 from dbtasks.queues import QueueSelection
+from dbtasks.results import json_list
+from dbtasks.signals import task_retried
 from dbtasks.timekeeper import Hooks, Timekeeper
 from tests.app import tasks
+from tests.engines import outcome_of
 
 pytestmark = pytest.mark.usefixtures("db")
 
@@ -87,6 +92,106 @@ def test_a_claim_whose_answer_was_lost_is_run_all_the_same(lost_claim: int, tmp_
     ran = sorted(line.split()[0] for line in journal.read_text().splitlines())
     assert ran == ["0", "1", "2"]
     assert not ScheduledTask.objects.exclude(claimed_by=None).exists()
+
+
+class LosesTheAnswerOfAFinish(LosesAnswers):
+    """It writes outcomes, then raises; `meanwhile` happens before anybody asks again."""
+
+    def __init__(self, engine: Engine, meanwhile: Callable[[], object] = lambda: None) -> None:
+        super().__init__(engine, 0)
+        self._meanwhile: Callable[[], object] | None = meanwhile
+
+    def finish_and_claim(self, outcomes: Any, *arguments: Any) -> Any:
+        answer = self._engine.finish_and_claim(outcomes, *arguments)
+        if outcomes and self._meanwhile:
+            self._meanwhile()
+            self._meanwhile = None
+            raise OperationalError("the server closed the connection unexpectedly")
+        return answer
+
+
+class FailsBeforeAFinish(LosesTheAnswerOfAFinish):
+    """As that, but what it was to write is not written."""
+
+    def finish_and_claim(self, outcomes: Any, *arguments: Any) -> Any:
+        if outcomes and self._meanwhile:
+            self._meanwhile()
+            self._meanwhile = None
+            raise OperationalError("the server closed the connection unexpectedly")
+        return self._engine.finish_and_claim(outcomes, *arguments)
+
+
+@pytest.fixture
+def told() -> Iterator[list[tuple[str, str]]]:
+    """The id and the status of each result that `task_finished` tells."""
+    seen: list[tuple[str, str]] = []
+
+    def receive(task_result: Any, **_: Any) -> None:
+        seen.append((task_result.id, task_result.status))
+
+    task_finished.connect(receive)
+    yield seen
+    task_finished.disconnect(receive)
+
+
+def consume(engine: Any) -> None:
+    who = Claimant("node", "worker")
+    consumer = Consumer(default_task_backend, who, QueueSelection(), Patient())  # type: ignore[arg-type]
+    consumer.engine = engine
+    consumer.run()
+
+
+def test_a_result_whose_answer_was_lost_is_told_as_written(
+    told: list[tuple[str, str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    good, bad = tasks.noop.enqueue(), tasks.fail.enqueue()
+    consume(LosesTheAnswerOfAFinish(default_task_backend.engine))
+    assert sorted(told) == sorted([(good.id, "SUCCESSFUL"), (bad.id, "FAILED")])
+    assert "dropped" not in caplog.text
+
+
+def test_a_retry_whose_answer_was_lost_is_told_though_it_has_run_again(
+    told: list[tuple[str, str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    result = tasks.fail.using(max_attempts=2, backoff=0).enqueue()
+    engine = default_task_backend.engine
+
+    def run_it() -> None:
+        engine.release(Claimant("node", "worker"))  # where the lost statement claimed it at once
+        other = Claimant("other", "elsewhere")
+        (row,) = engine.claim(other, QueueSelection())
+        workers = dump_json([*json_list(row.worker_ids), other.worker])
+        engine.finish([outcome_of(row, other, worker_ids=workers)])
+
+    retries: list[str] = []
+    receive = lambda task_id, **_: retries.append(task_id)  # noqa: E731
+    task_retried.connect(receive)
+    try:
+        consume(LosesTheAnswerOfAFinish(engine, run_it))
+    finally:
+        task_retried.disconnect(receive)
+    assert retries == [result.id]
+    row = ScheduledTask.objects.get(pk=result.id)
+    assert (row.status, row.worker_ids) == ("SUCCESSFUL", ["worker", "elsewhere"])
+    assert "dropped" not in caplog.text
+
+
+@pytest.mark.parametrize("task", ["noop", "fail"])
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_a_result_that_was_not_written_before_its_claim_was_lost_is_dropped(
+    task: str, attempts: int, told: list[tuple[str, str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    result = getattr(tasks, task).using(max_attempts=attempts, backoff=0).enqueue()
+    engine = default_task_backend.engine
+    consume(
+        FailsBeforeAFinish(engine, lambda: engine.rescue("node", None, Death("taken for dead")))
+    )
+    assert caplog.text.count("so this result is dropped") == 1
+    # It ran again, was rescued from this very worker, and that is what is told.
+    row = ScheduledTask.objects.get(pk=result.id)
+    assert row.crashes == 1
+    assert row.errors[0]["exception_class_path"] == "dbtasks.exceptions.WorkerDied"
+    assert told == [(result.id, row.status)]
 
 
 def test_a_worker_told_to_stop_while_it_claims_starts_nothing(tmp_path: Any) -> None:

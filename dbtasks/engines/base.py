@@ -327,6 +327,9 @@ class Engine(Protocol):
     def finish(self, outcomes: Sequence[Outcome]) -> set[str]:
         """Writes outcomes; returns the ids that were still held by their claim."""
 
+    def stored(self, outcomes: Sequence[Outcome]) -> set[str]:
+        """The ids of outcomes that have been written: for whom the answer of `finish` was lost."""
+
     def finish_and_claim(
         self, outcomes: Sequence[Outcome], who: Claimant, queues: QueueSelection, limit: int = 1
     ) -> tuple[set[str], list[Claimed]]:

@@ -66,6 +66,8 @@ SET status = 'READY', errors = %s, worker_ids = %s, failures = %s,
     due_at = CASE WHEN %s > 0 THEN {in_seconds} END, claim_node = NULL, claimed_by = NULL
 WHERE id = %s AND claimed_by = %s AND attempt = %s"""
 
+STORED = "SELECT id, worker_ids, errors FROM dbtasks_scheduledtask WHERE id IN ({ids})"
+
 RELEASE_ROWS = RELEASE + " AND attempt = %s AND id IN ({ids})"
 
 # The distinct queues with claimable rows by a loose index scan (a probe per queue, not per row),
@@ -229,6 +231,12 @@ class PortableEngine(Operations, Overview, Statistics, Upkeep):
             bounded(outcome.retain),
         )
         return bool(self.run(FINISH, values + fence))
+
+    def stored(self, outcomes: Sequence[Outcome]) -> set[str]:
+        ids = [outcome.id for outcome in outcomes]
+        rows = self.rows(STORED, ids, ids=", ".join(["%s"] * len(ids)))
+        told = {self.hex(id): (str(workers), str(errors)) for id, workers, errors in rows}
+        return {each.id for each in outcomes if each.id in told and is_told(each, *told[each.id])}
 
     def release(self, who: Claimant, rows: Iterable[tuple[str, int]] | None = None) -> int:
         if rows is None:
@@ -402,6 +410,22 @@ def outcomes_as_json(outcomes: Iterable[Outcome]) -> str:
         ],
         separators=(",", ":"),
     )
+
+
+def is_told(outcome: Outcome, worker_ids: str, errors: str) -> bool:
+    """Whether a row's attempts tell of this outcome.
+
+    Whoever takes us for dead writes our name as well, and beside it an error of his own. A row that
+    runs again may have lived through more since.
+    """
+    if outcome.retry_in is None:
+        return (worker_ids, errors) == (outcome.worker_ids, outcome.errors)
+    return begins_with(worker_ids, outcome.worker_ids) and begins_with(errors, outcome.errors)
+
+
+def begins_with(text: str, start: str) -> bool:
+    """Whether one JSON list begins with the items of another; both as we write them."""
+    return text == start or text.startswith(start.removesuffix("]") + ",")
 
 
 def by_id(outcomes: Iterable[Outcome]) -> list[Outcome]:
