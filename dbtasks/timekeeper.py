@@ -33,7 +33,7 @@ ECHOES = (1.5 * NOTIFY_INTERVAL, 10 * NOTIFY_INTERVAL)
 PROMOTE_BATCH = 1000
 OUTAGE_ECHO = 10.0  # seconds after an outage in which every living node has renewed its lease
 LONGEST_SLEEP = 60.0  # seconds
-EDIT_LOOK = 1.5  # seconds after which a change of the periodic entries is seen, told or not
+EDIT_LOOK = 1.5  # seconds after which a change of the periodic entries is seen if nothing tells
 # Seconds within which a pause or a cancellation is noticed where no notification tells of it.
 ORDERS_LOOK = 2.0
 # Seconds between two looks for work where nothing tells us of a change and --delay is not given.
@@ -93,7 +93,7 @@ class Timekeeper:
         self.planner: Planner | None = None
         if periodic is not None:
             self.planner = Planner(backend, node, periodic, hooks.foreign, hooks.work)
-            self.delay = min(self.delay, EDIT_LOOK)
+            self.delay = min(self.delay, DELAY_WITH_NOTIFICATIONS if told else EDIT_LOOK)
         self.retention = retention
         self.draining = False
         self.ledger = Ledger(self.engine)
@@ -157,8 +157,7 @@ class Timekeeper:
             self.trust_others()
         self._renew_at = time.monotonic() + self.backend.parsed.heartbeat
         workers = self.hooks.workers()
-        self.engine.save_workers(self.node.id, workers)
-        seen = self.engine.survey(self.node.id)
+        seen = self.engine.report(self.node.id, workers)
         self.rescue_dead_nodes(seen.dead_nodes)
         self.release_strays({str(worker["id"]) for worker in workers}, seen.claimants)
         if self.cleans_up and not self.draining and seen.expired_exist:

@@ -455,6 +455,9 @@ class Engine(Protocol):
     def save_workers(self, node_id: str, workers: Sequence[dict[str, Any]]) -> None:
         """Replaces what is known of the node's workers (fields of models.Worker)."""
 
+    def report(self, node_id: str, workers: Sequence[dict[str, Any]]) -> Survey:
+        """`save_workers`, then `survey`."""
+
     # Statistics
     def leases(self) -> list[LeaseState]:
         """The nodes of this backend; one query."""

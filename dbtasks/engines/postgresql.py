@@ -387,10 +387,10 @@ class PostgreSQLEngine(Networked, PortableEngine):
     def tell_schedulers(self) -> None:
         self.rows(NOTIFY, (self.channel,))
 
-    def survey(self, node_id: str) -> Survey:
-        """In one transaction: an idle node should not cost the database five."""
+    def report(self, node_id: str, workers: Sequence[dict[str, Any]]) -> Survey:
+        """In one transaction: an idle node should not cost the database four."""
         with transaction.atomic(using=self.alias):
-            return super().survey(node_id)
+            return super().report(node_id, workers)
 
     def prune(self, limit: int = 1000) -> int:
         return self.run(PRUNE_AT_ONCE, (self.backend, limit))

@@ -221,6 +221,10 @@ class Upkeep(PeriodicTables, abc.ABC):
                 rows = ", ".join([WORKER_ROW] * len(values))
                 self.run(WORKER_INSERT, list(itertools.chain(*values)), rows=self.sql(rows))
 
+    def report(self, node_id: str, workers: Sequence[dict[str, Any]]) -> Survey:
+        self.save_workers(node_id, workers)
+        return self.survey(node_id)
+
 
 def bounded(seconds: float | None) -> float | None:
     """A length of time that can be added to the clock."""

@@ -194,10 +194,8 @@ def chores_of(engine: Any, workers: int, load: float) -> Iterator[Chore]:
     def heartbeat(number: int) -> None:
         node = NodeInfo(id=f"{number:032x}", name=f"n{number}", host="h", pid=1, kind="x", lease=60)
         engine.renew_lease(node)
-        engine.save_workers(
-            node.id, [IDLE_WORKER | {"id": f"{node.id}-{each}"} for each in range(workers)]
-        )
-        engine.survey(node.id)
+        told = [IDLE_WORKER | {"id": f"{node.id}-{each}"} for each in range(workers)]
+        engine.report(node.id, told)
 
     def promotion(number: int) -> None:
         engine.promote_due(1000)
