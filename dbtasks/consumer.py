@@ -73,7 +73,6 @@ class Consumer:
         self._unwritten: list[Execution] = []
         self._unwritten_since = 0.0
         self._hurry = False  # something unwritten may not wait
-        self._in_doubt = False  # it may be written all the same: the answer was lost
         self._outages = 0
         self._pauses_seen: int | None = None
         self._parked = False  # whether there may be more behind what the last claim gave
@@ -286,7 +285,7 @@ class Consumer:
 
     def settle(self, written: set[str]) -> None:
         """Tells the world about outcomes that are in the database now."""
-        if self._in_doubt:
+        if self._strays_until is not None:  # an answer was lost
             written = written | self.written_before(written)
         for position, execution in enumerate(self._unwritten):
             if execution.outcome.id in written or self.hand.gave_away(position):
@@ -304,7 +303,7 @@ class Consumer:
             self.hand.clear()
             self.control.settled()
         self._unwritten.clear()
-        self._hurry = self._in_doubt = False
+        self._hurry = False
 
     def written_before(self, written: set[str]) -> set[str]:
         """Of the others, those that an earlier try has written."""
@@ -366,7 +365,6 @@ class Consumer:
                     raise
                 self.engine.close()
                 self._outages += 1
-                self._in_doubt |= bool(self._unwritten)
                 self._strays_until = time.monotonic() + LATE_EFFECT
                 if not failed:
                     failed = True  # an outage of before may have broken it: first try a new one

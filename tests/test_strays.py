@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -94,31 +95,24 @@ def test_a_claim_whose_answer_was_lost_is_run_all_the_same(lost_claim: int, tmp_
     assert not ScheduledTask.objects.exclude(claimed_by=None).exists()
 
 
-class LosesTheAnswerOfAFinish(LosesAnswers):
-    """It writes outcomes, then raises; `meanwhile` happens before anybody asks again."""
+class FailsAtAFinish(LosesAnswers):
+    """Once, before or after it has written; `meanwhile` happens before anybody asks again."""
 
-    def __init__(self, engine: Engine, meanwhile: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self, engine: Engine, *, written: bool, meanwhile: Callable[[], object] = lambda: None
+    ) -> None:
         super().__init__(engine, 0)
-        self._meanwhile: Callable[[], object] | None = meanwhile
+        self._written, self._meanwhile = written, meanwhile
+        self._failed = False
 
     def finish_and_claim(self, outcomes: Any, *arguments: Any) -> Any:
-        answer = self._engine.finish_and_claim(outcomes, *arguments)
-        if outcomes and self._meanwhile:
-            self._meanwhile()
-            self._meanwhile = None
-            raise OperationalError("the server closed the connection unexpectedly")
-        return answer
-
-
-class FailsBeforeAFinish(LosesTheAnswerOfAFinish):
-    """As that, but what it was to write is not written."""
-
-    def finish_and_claim(self, outcomes: Any, *arguments: Any) -> Any:
-        if outcomes and self._meanwhile:
-            self._meanwhile()
-            self._meanwhile = None
-            raise OperationalError("the server closed the connection unexpectedly")
-        return self._engine.finish_and_claim(outcomes, *arguments)
+        if self._failed or not outcomes:
+            return self._engine.finish_and_claim(outcomes, *arguments)
+        if self._written:
+            self._engine.finish_and_claim(outcomes, *arguments)
+        self._meanwhile()
+        self._failed = True
+        raise OperationalError("the server closed the connection unexpectedly")
 
 
 @pytest.fixture
@@ -145,7 +139,7 @@ def test_a_result_whose_answer_was_lost_is_told_as_written(
     told: list[tuple[str, str]], caplog: pytest.LogCaptureFixture
 ) -> None:
     good, bad = tasks.noop.enqueue(), tasks.fail.enqueue()
-    consume(LosesTheAnswerOfAFinish(default_task_backend.engine))
+    consume(FailsAtAFinish(default_task_backend.engine, written=True))
     assert sorted(told) == sorted([(good.id, "SUCCESSFUL"), (bad.id, "FAILED")])
     assert "dropped" not in caplog.text
 
@@ -164,10 +158,13 @@ def test_a_retry_whose_answer_was_lost_is_told_though_it_has_run_again(
         engine.finish([outcome_of(row, other, worker_ids=workers)])
 
     retries: list[str] = []
-    receive = lambda task_id, **_: retries.append(task_id)  # noqa: E731
+
+    def receive(task_id: str, **_: Any) -> None:
+        retries.append(task_id)
+
     task_retried.connect(receive)
     try:
-        consume(LosesTheAnswerOfAFinish(engine, run_it))
+        consume(FailsAtAFinish(engine, written=True, meanwhile=run_it))
     finally:
         task_retried.disconnect(receive)
     assert retries == [result.id]
@@ -183,9 +180,9 @@ def test_a_result_that_was_not_written_before_its_claim_was_lost_is_dropped(
 ) -> None:
     result = getattr(tasks, task).using(max_attempts=attempts, backoff=0).enqueue()
     engine = default_task_backend.engine
-    consume(
-        FailsBeforeAFinish(engine, lambda: engine.rescue("node", None, Death("taken for dead")))
-    )
+    death = Death("taken for dead")
+    rescue = partial(engine.rescue, "node", None, death)
+    consume(FailsAtAFinish(engine, written=False, meanwhile=rescue))
     assert caplog.text.count("so this result is dropped") == 1
     # It ran again, was rescued from this very worker, and that is what is told.
     row = ScheduledTask.objects.get(pk=result.id)

@@ -449,14 +449,11 @@ class Engine(Protocol):
     def claimants(self, node_id: str) -> set[str]:
         """The workers that hold claims of the node."""
 
-    def survey(self, node_id: str) -> Survey:
-        """`dead_nodes`, the node's `claimants` and `expired_exist`."""
-
     def save_workers(self, node_id: str, workers: Sequence[dict[str, Any]]) -> None:
         """Replaces what is known of the node's workers (fields of models.Worker)."""
 
     def report(self, node_id: str, workers: Sequence[dict[str, Any]]) -> Survey:
-        """`save_workers`, then `survey`."""
+        """`save_workers`, then `dead_nodes`, the node's `claimants` and `expired_exist`."""
 
     # Statistics
     def leases(self) -> list[LeaseState]:

@@ -149,6 +149,11 @@ class Connected:
         connection.closed_in_transaction = False
 
 
+def marks(values: Sequence[Any]) -> str:
+    """As many parameters as there are values."""
+    return ", ".join(["%s"] * len(values))
+
+
 def moment_of(value: Any, connection: BaseDatabaseWrapper) -> datetime.datetime | None:
     try:
         return localized(utc_value(value, connection))

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, cast
 
 from ..fields import in_range, nearest_utc
 from .base import Engine
+from .connection import marks
 from .portable import PortableEngine
 
 WINDOW = 50_000  # rows of the history that one look reads
@@ -256,9 +257,7 @@ class Looks:
     def exceptions(self, ids: Sequence[uuid.UUID]) -> list[Failure]:
         if not ids:
             return []
-        rows = self.engine.rows(
-            ERRORS, [WHOLE_ERRORS, *(id.hex for id in ids)], ids=", ".join(["%s"] * len(ids))
-        )
+        rows = self.engine.rows(ERRORS, [WHOLE_ERRORS, *(id.hex for id in ids)], ids=marks(ids))
         by_id = {as_uuid(id): (str(path), last_exception(errors)) for id, path, errors in rows}
         return [Failure(id, *by_id[id]) for id in ids if id in by_id]
 

@@ -20,7 +20,7 @@ from django.db import DatabaseError, OperationalError
 
 from ..queues import QueueSelection
 from .base import Claimant, Claimed, Death, NodeInfo, Outcome, Rescued, Settled
-from .connection import is_missing_table, plain_transaction
+from .connection import is_missing_table, marks, plain_transaction
 from .network import Networked
 from .operations import Row
 from .portable import ByQueueEngine, Head, outcomes_as_json
@@ -212,8 +212,7 @@ class MySQLEngine(Networked, ByQueueEngine):
         bound = "" if lowest is None else f" AND precedence <= {int(lowest)}"
         while rows := self.rows(CLAIM_SELECT, (self.backend, queue, limit), bound=bound):
             ids = [row[0] for row in rows]
-            marks = ", ".join(["%s"] * len(ids))
-            self.run(CLAIM_UPDATE, (who.node, who.worker, *ids), ids=marks)
+            self.run(CLAIM_UPDATE, (who.node, who.worker, *ids), ids=marks(ids))
             if claimed := self.sound(rows):
                 return claimed
         return []

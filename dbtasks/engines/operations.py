@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from ..fields import in_range, nearest_utc
 from ..policy import policy_from_text
 from .base import CancelRequest, Claimant, PauseRow
-from .connection import Connected
+from .connection import Connected, marks
 from .upkeep import RELEASE, append_json, bounded, was_cancelled
 
 BATCH = 200  # rows that are decided upon in one transaction
@@ -364,8 +364,3 @@ def refusal(state: str, status: str) -> str:
 def parked_at(pause: int) -> datetime.datetime:
     """Where the rows of that pause wait."""
     return PARKED + datetime.timedelta(seconds=int(pause) % LONGEST_PARKING)
-
-
-def marks(values: Sequence[Any]) -> str:
-    """As many parameters as there are values."""
-    return ", ".join(["%s"] * len(values))

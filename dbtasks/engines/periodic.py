@@ -18,7 +18,7 @@ from typing import Any
 from ..fields import dump_json, nearest_utc
 from ..policy import policy_from_text
 from .base import Deployments, NewOccurrence, NewTask, PeriodicRow, Settled, StillDue
-from .connection import Connected
+from .connection import Connected, marks
 
 BATCH = 500
 LONGEST = 1000 * 365 * 86400.0  # seconds; no database has the date that timedelta.max leads to
@@ -163,8 +163,8 @@ class PeriodicTables(Connected, abc.ABC):
     def task_statuses(self, ids: Iterable[str]) -> dict[str, str]:
         found: dict[str, str] = {}
         for batch in itertools.batched(sorted(set(ids)), BATCH):
-            marks = ", ".join(["%s"] * len(batch))
-            found |= {self.hex(id): status for id, status in self.rows(STATUSES, batch, ids=marks)}
+            rows = self.rows(STATUSES, batch, ids=marks(batch))
+            found |= {self.hex(id): status for id, status in rows}
         return found
 
     # A tick

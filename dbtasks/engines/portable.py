@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from ..fields import dump_json, utc_value
 from ..queues import QueueSelection
 from .base import Claimant, Claimed, Glance, NewTask, Outcome
+from .connection import marks
 from .level import MOST_SHARERS, Level, Levels
 from .operations import Operations
 from .overview import Overview
@@ -234,7 +235,7 @@ class PortableEngine(Operations, Overview, Statistics, Upkeep):
 
     def stored(self, outcomes: Sequence[Outcome]) -> set[str]:
         ids = [outcome.id for outcome in outcomes]
-        rows = self.rows(STORED, ids, ids=", ".join(["%s"] * len(ids)))
+        rows = self.rows(STORED, ids, ids=marks(ids))
         told = {self.hex(id): (str(workers), str(errors)) for id, workers, errors in rows}
         return {each.id for each in outcomes if each.id in told and is_told(each, *told[each.id])}
 
@@ -248,7 +249,7 @@ class PortableEngine(Operations, Overview, Statistics, Upkeep):
             self.run(
                 RELEASE_ROWS,
                 (who.node, who.worker, attempt, *ids),
-                ids=", ".join(["%s"] * len(ids)),
+                ids=marks(ids),
             )
             for attempt, ids in by_attempt.items()
         )

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from ..fields import nearest_utc
 from ..tally import COLUMNS
 from .base import LeaseState
-from .connection import Connected
+from .connection import Connected, marks
 
 KEEP_MINUTES = 24 * 60
 ROWS_PER_STATEMENT = 250  # so that no database has too many parameters
@@ -103,5 +103,5 @@ class Statistics(Connected):
             parameters = (self.backend, KEEP_MINUTES, limit)
             ids = [row[0] for row in self.rows(OLD_MINUTES, parameters, minute=minute)]
             if ids:
-                self.run(DELETE, ids, ids=", ".join(["%s"] * len(ids)))
+                self.run(DELETE, ids, ids=marks(ids))
         return len(ids)

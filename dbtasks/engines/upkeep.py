@@ -16,6 +16,7 @@ from django.db import IntegrityError
 from ..fields import dump_json, load_json, nearest_utc
 from ..policy import policy_from_text
 from .base import Counts, Death, NodeInfo, Rescued, Survey
+from .connection import marks
 from .periodic import LONGEST, PeriodicTables
 
 RESCUE_BATCH = 500
@@ -157,8 +158,7 @@ class Upkeep(PeriodicTables, abc.ABC):
         """Which of these rows are to end."""
         if not ids:
             return set()
-        marks = ", ".join(["%s"] * len(ids))
-        return {self.hex(id) for (id,) in self.rows(CANCELLED_OF, ids, ids=marks)}
+        return {self.hex(id) for (id,) in self.rows(CANCELLED_OF, ids, ids=marks(ids))}
 
     def promote_due(self, limit: int = 1000) -> int:
         return self.change_selected(PROMOTE_SELECT, PROMOTE, limit)
@@ -171,7 +171,7 @@ class Upkeep(PeriodicTables, abc.ABC):
         with self.transaction():
             ids = [row[0] for row in self.rows(select, (self.backend, limit))]
             if ids:
-                self.run(change, ids, ids=", ".join(["%s"] * len(ids)))
+                self.run(change, ids, ids=marks(ids))
         return len(ids)
 
     def counts(self) -> Counts:
@@ -208,9 +208,6 @@ class Upkeep(PeriodicTables, abc.ABC):
     def claimants(self, node_id: str) -> set[str]:
         return {str(worker) for (worker,) in self.rows(CLAIMANTS, (node_id,))}
 
-    def survey(self, node_id: str) -> Survey:
-        return Survey(self.dead_nodes(), self.claimants(node_id), self.expired_exist())
-
     def save_workers(self, node_id: str, workers: Sequence[dict[str, Any]]) -> None:
         columns = WORKER_COLUMNS.split(", ")
         values = [(*(worker.get(column) for column in columns), node_id) for worker in workers]
@@ -223,7 +220,7 @@ class Upkeep(PeriodicTables, abc.ABC):
 
     def report(self, node_id: str, workers: Sequence[dict[str, Any]]) -> Survey:
         self.save_workers(node_id, workers)
-        return self.survey(node_id)
+        return Survey(self.dead_nodes(), self.claimants(node_id), self.expired_exist())
 
 
 def bounded(seconds: float | None) -> float | None:
