@@ -125,9 +125,14 @@ def seconds_used(pid: int) -> float:
 
 
 def test_two_nodes_share_tasks_and_run_each_once(tmp_path: Path) -> None:
-    journal = tmp_path / "journal"
+    journal, gate = tmp_path / "journal", tmp_path / "gate"
     with Node(workers=2) as one, Node(workers=2) as other:
-        results = [tasks.journal.enqueue(str(journal), str(number)) for number in range(500)]
+        # One for each worker holds it: a node alone can be faster than we enqueue.
+        held = [tasks.journal.enqueue(str(journal), str(number), str(gate)) for number in range(4)]
+        wait_until(lambda: len(lines(journal)) >= 4, 40, "each worker to run one")
+        rest = [tasks.journal.enqueue(str(journal), str(number)) for number in range(4, 500)]
+        gate.touch()
+        results = held + rest
         wait_until(lambda: len(lines(journal)) >= 500, 40, "500 executions")
         for result in results:
             assert finished(result).status == SUCCESSFUL
