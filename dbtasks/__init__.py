@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from .exceptions import Discard, Retry, TaskCancelled, TaskInterrupted, TaskTimeout, WorkerDied
@@ -28,11 +27,6 @@ __all__ = [
     "task",
 ]
 
-try:
-    __version__ = metadata.version("django-dbtasks")
-except metadata.PackageNotFoundError:  # a checkout on the path
-    __version__ = "0"
-
 
 def __getattr__(name: str) -> Any:
     # django.tasks needs settings, and settings name Periodic: the task names load when asked for.
@@ -40,4 +34,16 @@ def __getattr__(name: str) -> Any:
         from . import tasks
 
         return getattr(tasks, name)
+    if name == "__version__":
+        return _version()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _version() -> str:
+    # Every process would carry what this imports, and hardly any asks.
+    from importlib import metadata
+
+    try:
+        return metadata.version("django-dbtasks")
+    except metadata.PackageNotFoundError:  # a checkout on the path
+        return "0"
