@@ -47,7 +47,7 @@ class Cancels:
         if (view.task_id, view.attempt) != (message["id"], message["attempt"]):
             # Not begun: among the rows that go back it is the scheduler's to cancel.
             if child.hand is not None and not child.hand.is_empty():
-                self.overruns.relieve(child)
+                self.overruns.relieve(child, now)
         elif view.executing and not self.is_asked(child, view.started):
             self.asked[child] = Asked(view.started, now + float(message["grace"]))
             child.cancel(view.started)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
+from typing import NamedTuple
+
 from dbtasks.engines import Claimant
-from dbtasks.hand import OVERRUN, OVERRUN_LOOK
+from dbtasks.hand import OVERRUN, OVERRUN_LOOK, Handover
 
 from .child import Child, Kind, Life
 from .errands import Errands
@@ -12,6 +16,15 @@ from .janitor import Settle
 from .nursery import Nursery
 
 SILENT = 1.0  # seconds without a sign of life between two tasks: the worker may be stopped
+OVERDUE = 1.0  # seconds until a janitor settles what the scheduler does not say it has settled
+
+
+class Entrusted(NamedTuple):
+    """A handover on its way to the database."""
+
+    handover: Handover
+    scheduler: Child
+    at: float  # monotonic
 
 
 class Overruns:
@@ -22,6 +35,8 @@ class Overruns:
         self.errands = errands
         self.watched: set[Child] = set()
         self.look_at = 0.0
+        self.numbers = itertools.count(1)
+        self.entrusted: dict[int, Entrusted] = {}
 
     @property
     def wake_at(self) -> float | None:
@@ -33,7 +48,9 @@ class Overruns:
             self.watched.add(child)
 
     def forget(self, child: Child) -> None:
+        """It has ended."""
         self.watched.discard(child)
+        self.take_back(number for number, each in self.entrusted.items() if each.scheduler is child)
 
     def look(self, now: float) -> None:
         if not self.watched or now < self.look_at:
@@ -43,7 +60,7 @@ class Overruns:
             if child.hand is None or child.hand.is_empty():
                 self.watched.discard(child)
             elif self.is_late(child, now):
-                self.relieve(child)
+                self.relieve(child, now)
 
     def is_late(self, child: Child, now: float) -> bool:
         if child.board is None or child.life is Life.KILLED:
@@ -53,7 +70,7 @@ class Overruns:
             return now - view.started >= OVERRUN
         return now - view.ticked >= SILENT
 
-    def relieve(self, child: Child) -> None:
+    def relieve(self, child: Child, now: float) -> None:
         """What cannot be told to the scheduler is done by a janitor."""
         assert child.hand is not None
         handover = child.hand.take_over(Claimant(child.node, child.identity))
@@ -61,16 +78,34 @@ class Overruns:
             return
         for scheduler in self.nursery.of_kind(Kind.SCHEDULER):
             listens = scheduler.ready and scheduler.stopped_since is None
-            if listens and scheduler.channel.send("settle", **told(handover)):
+            number = next(self.numbers)
+            if listens and scheduler.channel.send("settle", number=number, **told(handover)):
+                self.entrusted[number] = Entrusted(handover, scheduler, now)
                 return
         self.errands.add(Settle(handover))
 
-    def suspend(self) -> None:
+    def settled(self, scheduler: Child, number: int) -> None:
+        """It says so. One from before a reload has its numbers from another image of the parent."""
+        if number in self.entrusted and self.entrusted[number].scheduler is scheduler:
+            del self.entrusted[number]
+
+    def chase(self, now: float) -> None:
+        """Once a second. A scheduler may be stopped, dead or without a database: rows that were not
+        started wait for it, and would until their worker's slow task is over.
+        """
+        self.take_back(n for n, each in self.entrusted.items() if now - each.at > OVERDUE)
+
+    def take_back(self, numbers: Iterable[int]) -> None:
+        """For a janitor, who does not give up; that it may be done twice does no harm."""
+        for number in list(numbers):
+            self.errands.add(Settle(self.entrusted.pop(number).handover))
+
+    def suspend(self, now: float) -> None:
         """Before the parent becomes another image, which does not know what the workers hold."""
         for child in self.nursery.workers:
             if child.hand is not None:
                 child.hand.leave_alone()
-                self.relieve(child)
+                self.relieve(child, now)
 
     def resume(self) -> None:
         """The parent is still the same."""

@@ -259,6 +259,8 @@ class Supervisor:
                 self.relay.receive(message)
             case "watch":
                 self.overruns.watch(child)
+            case "settled":
+                self.overruns.settled(child, int(message["number"]))
             case "cancel":
                 self.cancels.ask(message, time.monotonic())
             case "limit":
@@ -383,6 +385,7 @@ class Supervisor:
         """Once a second; and the waker of last resort, while nobody else looks at the queue."""
         self.vigil.look(now)
         self.outage.look(now)
+        self.overruns.chase(now)
         self.relay.pass_on()
         self.relay.tell_rates(now)
         self.reporter.look_for_trouble()

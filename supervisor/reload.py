@@ -119,12 +119,15 @@ class Reload:
         """Becomes the new code as soon as nothing is left to do that only we know of."""
         if not self.approved:
             return
-        self.overruns.suspend()
-        late = time.monotonic() - self.approved_at > RESCUES_PATIENCE
-        if self.errands.is_busy and not late:
+        now = time.monotonic()
+        self.overruns.suspend(now)
+        late = now - self.approved_at > RESCUES_PATIENCE
+        is_busy = self.errands.is_busy or bool(self.overruns.entrusted)
+        if is_busy and not late:
             return
-        if self.errands.is_busy:
+        if is_busy:
             logger.warning("the rescue of dead workers' tasks takes long; reloading meanwhile")
+            self.overruns.chase(float("inf"))
             self.errands.start_all()
         self.approved = False
         self.execute()

@@ -131,14 +131,14 @@ class SchedulerChild:
                 case "counted":
                     self.keeper.ledger.add(from_message(message["cells"]))
                 case "settle":
-                    self.settle(heard(message))
+                    self.settle(int(message["number"]), heard(message))
                 case "reopen_logs":
                     from .logs import reopen_logs
 
                     reopen_logs()
 
-    def settle(self, handover: Handover) -> None:
-        """In a worker's place. If it fails, the worker does it when its slow task is over."""
+    def settle(self, number: int, handover: Handover) -> None:
+        """In a worker's place. What the parent is not told to be settled, a janitor does."""
         try:
             handover.settle(self.engine)
         except DatabaseError as error:
@@ -146,6 +146,7 @@ class SchedulerChild:
                 raise
             self.engine.close()
         else:
+            self.tell("settled", number=number)
             if handover.rows:
                 self.tell("work", count=len(handover.rows))
 

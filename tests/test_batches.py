@@ -4,53 +4,17 @@ unwritten, not after a crash."""
 import os
 import random
 import signal
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from django.tasks import TaskResult, default_task_backend
 
 from dbtasks.models import ScheduledTask
-from tests.app import tasks
 from tests.node import Node, finished, lines, row_of, within
+from tests.steps import FAST, Steps, numbered, unfinished
 from tests.waiting import wait_until
 
-FAST = 20
 KILLS = 6
-
-
-class Steps:
-    """Tasks of one path that note when they start; one of them waits until it is let go."""
-
-    def __init__(self, folder: Path) -> None:
-        self.journal = folder / "journal"
-        self.gate = folder / "gate"
-
-    def enqueue(self, *texts: str) -> list[TaskResult]:
-        """In one statement; the one named "slow" waits."""
-        calls = []
-        for text in texts:
-            gate = str(self.gate) if text == "slow" else None
-            calls.append((tasks.journal, (str(self.journal), text, gate), {}))
-        return default_task_backend.enqueue_all(calls)  # type: ignore[attr-defined]
-
-    @property
-    def starts(self) -> Counter[str]:
-        return Counter(line.split()[0] for line in lines(self.journal))
-
-    def wait_for_slow(self) -> int:
-        """The process in which it runs."""
-        wait_until(lambda: self.starts["slow"], message="the slow task starts")
-        (line,) = (line for line in lines(self.journal) if line.startswith("slow "))
-        return int(line.split()[1])
-
-    def teach(self) -> None:
-        """Lets both workers find out that this task is fast, so that they claim many of it."""
-        for _ in range(2):
-            self.enqueue(*["taught"] * 400)
-            wait_until(lambda: not unfinished(), 20, "the workers have learned")
-        self.journal.unlink()
 
 
 @pytest.fixture
@@ -62,14 +26,6 @@ def steps(tmp_path: Path) -> Steps:
 def node(db: None) -> Iterator[Node]:
     with Node() as node:
         yield node
-
-
-def numbered(count: int) -> list[str]:
-    return [f"fast{number}" for number in range(count)]
-
-
-def unfinished() -> int:
-    return ScheduledTask.objects.exclude(status__in=["SUCCESSFUL", "FAILED"]).count()
 
 
 @pytest.mark.once
@@ -84,6 +40,24 @@ def test_what_is_claimed_behind_a_slow_task_starts_elsewhere(node: Node, steps: 
     assert str(pid) not in elsewhere
     steps.gate.touch()
     assert finished(slow).status == "SUCCESSFUL"
+    assert set(steps.starts.values()) == {1}
+    assert "dropped" not in node.log()
+
+
+def test_what_a_scheduler_was_to_settle_does_not_wait_until_it_goes_on(
+    node: Node, steps: Steps
+) -> None:
+    steps.teach()
+    scheduler = node.child("scheduler")
+    stop, after = (scheduler, signal.SIGSTOP), [f"after{number}" for number in range(FAST)]
+    results = steps.enqueue(*numbered(FAST), "slow", *after, signal=stop)
+    steps.wait_for_slow()
+    with within(8.0, "the others are done"):  # after 10 s it would be replaced
+        wait_until(lambda: unfinished() == 1, 8.0)
+    assert scheduler == node.child("scheduler")
+    os.kill(scheduler, signal.SIGCONT)
+    steps.gate.touch()
+    assert {finished(result).status for result in results} == {"SUCCESSFUL"}
     assert set(steps.starts.values()) == {1}
     assert "dropped" not in node.log()
 

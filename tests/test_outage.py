@@ -1,5 +1,6 @@
 """The database is away, at the start or in the middle: wait, say so once, and go on by itself."""
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.outage import (
     own_server,
 )
 from tests.servers import Daemon
+from tests.steps import FAST, Steps, numbered, unfinished
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.outage
@@ -115,6 +117,31 @@ def test_a_database_that_restarts_under_load_loses_no_task(
         assert "Traceback" not in process.stderr
         assert process.terminate() == 0
     assert ScheduledTask.objects.count() == 2 * LOAD
+
+
+def test_what_an_outage_keeps_from_going_back_does_not_wait_for_the_slow_task_before_it(
+    place: Place, server: Daemon | None, tmp_path: Path
+) -> None:
+    if server is None:
+        pytest.skip("SQLite has no server")
+    place.migrate()
+    steps = Steps(tmp_path)
+    with node(place, "process") as process:
+        process.wait_for("ready")
+        steps.teach()
+        (scheduler,) = process.pids("scheduler")
+        steps.enqueue("slow", *numbered(FAST), signal=(scheduler, signal.SIGSTOP))
+        steps.wait_for_slow()
+        place.go_away()
+        os.kill(scheduler, signal.SIGCONT)
+        process.wait_for("degraded: ")
+        place.come_back()
+        process.wait_for("recovered: ")
+        wait_until(lambda: unfinished() == 1, 20, "all others are done")
+        steps.gate.touch()
+        wait_until(all_done, 10, "every task to be SUCCESSFUL")
+        assert process.terminate() == 0
+    assert set(steps.starts.values()) == {1}
 
 
 @MODES

@@ -62,6 +62,11 @@ def wait_for_file(path, started=None):
 
 
 @task
+def send_signal(pid, signum):
+    os.kill(pid, signum)
+
+
+@task
 def journal(path, text="", gate=None):
     """Appends a line to a file: one write, so that lines of several processes never mix.
 
