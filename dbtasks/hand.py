@@ -7,12 +7,17 @@ one taker: the worker, which takes it to start it, or the other, which takes all
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
+from django.db import Error as DatabaseError
+
 from .engines import Claimant, Claimed, Engine, Outcome
 from .pace import MOST
+
+logger = logging.getLogger("dbtasks")
 
 Row = tuple[str, int]  # id and attempt
 
@@ -29,12 +34,23 @@ class Handover(NamedTuple):
     rows: tuple[Row, ...]
     outcomes: tuple[Outcome, ...]
 
-    def settle(self, engine: Engine) -> None:
-        """Fenced like all that its worker writes, so it can do no harm to come late."""
-        if self.outcomes:
-            engine.finish(self.outcomes)
-        if self.rows:
-            engine.release(self.who, self.rows)
+    def settle(self, engine: Engine) -> int:
+        """Writes the outcomes and gives back the rows; returns how many may be ready again.
+
+        Fenced like all that its worker writes, so it does no harm to come late, or twice.
+        Raises DatabaseError while the database is away. What it refuses is its worker's to write,
+        which finds out whose outcome that is.
+        """
+        try:
+            if self.rows:
+                engine.release(self.who, self.rows)
+            if self.outcomes:
+                engine.finish(self.outcomes)
+        except DatabaseError as error:
+            if engine.unavailable(error) is not None:
+                raise
+            logger.warning("what worker %s has done waits for it: %s", self.who.worker, error)
+        return len(self.rows)
 
 
 class Hand(Protocol):

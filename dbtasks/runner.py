@@ -43,6 +43,7 @@ from .timekeeper import Hooks, Timekeeper, keep_patient
 logger = logging.getLogger("dbtasks")
 T = TypeVar("T")
 
+SETTLE_AGAIN = 0.5  # seconds until what could not be settled is tried again
 RESULT_LOOK = 0.02  # seconds between two looks at a result that somebody waits for
 
 
@@ -124,6 +125,7 @@ class Runner:
         self.stop_event = threading.Event()
         self._entries = options.periodic if init_periodic else ()
         self._controls: list[ThreadControl] = []
+        self._unsettled: list[Handover] = []
         self._consumers: list[Consumer] = []
         self._progress = threading.Condition()
         self._lock = threading.Lock()
@@ -282,8 +284,17 @@ class Runner:
 
     def _take_hand(self, handover: Handover | None) -> None:
         if handover is not None:
-            self._when_reachable(functools.partial(handover.settle, self.engine))
-            self.wake(len(handover.rows))
+            self._unsettled.append(handover)
+            self._settle()
+
+    def _settle(self) -> None:
+        """What was taken from workers; what an outage prevents is tried again after it."""
+        while self._unsettled and not self.degraded:
+            settle = functools.partial(self._unsettled[0].settle, self.engine)
+            if (ready := self._when_reachable(settle)) is None:
+                break
+            del self._unsettled[0]
+            self.wake(ready)
 
     def watch_hands(self) -> None:
         """A worker has more in its hand than the task that it runs."""
@@ -298,7 +309,10 @@ class Runner:
         self._watching = False
         for control in self._controls:
             self._take_hand(control.overrun(time.monotonic()))
-        return float("inf") if all(c.hand.is_empty() for c in self._controls) else OVERRUN_LOOK
+        self._settle()
+        if all(control.hand.is_empty() for control in self._controls):
+            return SETTLE_AGAIN if self._unsettled else float("inf")
+        return OVERRUN_LOOK
 
     def _clean_up(self) -> None:
         prune(self.engine, self._called_away)

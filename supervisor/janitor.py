@@ -68,20 +68,8 @@ class Settle:
 
     handover: Handover
 
-    @property
-    def worker(self) -> str:
-        return self.handover.who.worker
-
     def do(self, engine: Engine, stopping: Callable[[], bool]) -> int:
-        try:
-            self.handover.settle(engine)
-        except DatabaseError as error:
-            if engine.unavailable(error) is not None:
-                raise
-            # Its worker finds out which outcome it is, and fails that task.
-            logger.warning("the outcomes that worker %s holds wait for it: %s", self.worker, error)
-            return 0
-        return len(self.handover.rows)
+        return self.handover.settle(engine)
 
 
 @dataclass(frozen=True)

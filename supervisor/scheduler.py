@@ -140,15 +140,14 @@ class SchedulerChild:
     def settle(self, number: int, handover: Handover) -> None:
         """In a worker's place. What the parent is not told to be settled, a janitor does."""
         try:
-            handover.settle(self.engine)
+            ready = handover.settle(self.engine)
         except DatabaseError as error:
-            if self.engine.unavailable(error) is None:
-                raise
+            logger.debug("cannot settle what a worker held: %s", error)
             self.engine.close()
         else:
             self.tell("settled", number=number)
-            if handover.rows:
-                self.tell("work", count=len(handover.rows))
+            if ready:
+                self.tell("work", count=ready)
 
     def sleep(self, seconds: float) -> None:
         if not self.told_ready and not self.board_waits:

@@ -8,8 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from django.db import DataError, OperationalError
+from django.tasks import default_task_backend
 
+from dbtasks.engines import Claimant, Engine
+from dbtasks.hand import Handover
 from dbtasks.models import ScheduledTask
+from dbtasks.queues import QueueSelection
+from dbtasks.testing import running
+from tests.app import tasks
+from tests.engines import outcome_of
 from tests.node import Node, finished, lines, row_of, within
 from tests.steps import FAST, Steps, numbered, unfinished
 from tests.waiting import wait_until
@@ -130,3 +138,47 @@ def test_prefetch_1_claims_one_at_a_time(db: None, steps: Steps) -> None:
         steps.gate.touch()
         wait_until(lambda: not unfinished(), message="the others follow")
     assert finished(slow).status == "SUCCESSFUL"
+
+
+# Of threads
+
+
+@pytest.mark.once
+def test_what_an_outage_keeps_a_runner_from_settling_is_settled_after_it(
+    db: None, steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle, outage = Handover.settle, iter(range(2))
+
+    def settle_if_reachable(handover: Handover, engine: Engine) -> int:
+        if handover.rows and next(outage, None) is not None:
+            raise OperationalError("the server closed the connection unexpectedly")
+        return settle(handover, engine)
+
+    with running(workers=2, init_periodic=False) as runner:
+        steps.teach()
+        monkeypatch.setattr(Handover, "settle", settle_if_reachable)
+        slow, *others = steps.enqueue("slow", *numbered(FAST))
+        steps.wait_for_slow()
+        assert all(runner.wait_for(result, 10.0) for result in others)
+        assert row_of(slow).status == "RUNNING"
+        steps.gate.touch()
+        assert finished(slow).status == "SUCCESSFUL"
+    assert next(outage, None) is None
+    assert set(steps.starts.values()) == {1}
+
+
+@pytest.mark.once
+def test_an_outcome_that_the_database_refuses_keeps_no_row_from_going_back(
+    db: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = tasks.noop.enqueue()
+    engine, me = default_task_backend.engine, Claimant("node", "worker")  # type: ignore[attr-defined]
+    (row,) = engine.claim(me, QueueSelection())
+
+    def refuse(outcomes: object) -> set[str]:
+        raise DataError("value out of range")
+
+    monkeypatch.setattr(engine, "finish", refuse)
+    assert Handover(me, ((row.id, row.attempt),), (outcome_of(row, me),)).settle(engine) == 1
+    assert row_of(result).status == "READY"
+    assert "what worker worker has done waits for it: value out of range" in caplog.text
