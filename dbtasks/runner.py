@@ -28,11 +28,11 @@ from .backend import DatabaseBackend
 from .consumer import Consumer
 from .engines import CancelRequest, Claimant, Death, NodeInfo
 from .engines.connection import migrate_command
-from .hand import OVERRUN_LOOK, Handover
 from .ids import random_suffix
 from .lease import Lease
 from .periodic import Periodic
 from .queues import select_queues
+from .relief import Relief
 from .results import unchecked
 from .retention import prune, stop_when
 from .signals import send, send_aside
@@ -43,7 +43,6 @@ from .timekeeper import Hooks, Timekeeper, keep_patient
 logger = logging.getLogger("dbtasks")
 T = TypeVar("T")
 
-SETTLE_AGAIN = 0.5  # seconds until what could not be settled is tried again
 RESULT_LOOK = 0.02  # seconds between two looks at a result that somebody waits for
 
 
@@ -125,7 +124,7 @@ class Runner:
         self.stop_event = threading.Event()
         self._entries = options.periodic if init_periodic else ()
         self._controls: list[ThreadControl] = []
-        self._unsettled: list[Handover] = []
+        self.relief = Relief(self)
         self._consumers: list[Consumer] = []
         self._progress = threading.Condition()
         self._lock = threading.Lock()
@@ -188,7 +187,7 @@ class Runner:
         self.stop_event.set()
         for control in self._controls:
             control.wake()
-        self._nudge()
+        self.nudge()
 
     def interrupt(self) -> None:
         """Raises TaskInterrupted in the running tasks; they go back to the queue."""
@@ -245,6 +244,7 @@ class Runner:
         while not self.stopping and not self._registered():
             self.stop_event.wait(0.2)
         self._controls = [ThreadControl(self) for _ in range(self.workers)]
+        self.relief.controls = self._controls
         self._threads = tuple(
             threading.Thread(target=self._work, args=(number, control), name=f"dbtasks-{number}")
             for number, control in enumerate(self._controls, 1)
@@ -269,7 +269,7 @@ class Runner:
                 self.stop()
             if self.stopping:
                 seconds = min(seconds, 0.1)
-            seconds = min(seconds, self._relieve_the_slow())
+            seconds = min(seconds, self.relief.look())
             self._sleep(min(seconds, self._next_deadline()), wakened)
             for control in self._controls:
                 control.limit.enforce()
@@ -280,39 +280,7 @@ class Runner:
             if control.who is None or control.who.worker != request.worker:
                 continue
             if not control.limit.cancel((request.id, request.attempt)):
-                self._take_hand(control.hand.take_over(control.who))
-
-    def _take_hand(self, handover: Handover | None) -> None:
-        if handover is not None:
-            self._unsettled.append(handover)
-            self._settle()
-
-    def _settle(self) -> None:
-        """What was taken from workers; what an outage prevents is tried again after it."""
-        while self._unsettled and not self.degraded:
-            settle = functools.partial(self._unsettled[0].settle, self.engine)
-            if (ready := self._when_reachable(settle)) is None:
-                break
-            del self._unsettled[0]
-            self.wake(ready)
-
-    def watch_hands(self) -> None:
-        """A worker has more in its hand than the task that it runs."""
-        if not self._watching:
-            self._watching = True
-            self._nudge()
-
-    _watching = False
-
-    def _relieve_the_slow(self) -> float:
-        """Settles what waits behind a slow task; returns the seconds until the next look."""
-        self._watching = False
-        for control in self._controls:
-            self._take_hand(control.overrun(time.monotonic()))
-        self._settle()
-        if all(control.hand.is_empty() for control in self._controls):
-            return SETTLE_AGAIN if self._unsettled else float("inf")
-        return OVERRUN_LOOK
+                self.relief.take(control.hand.take_over(control.who))
 
     def _clean_up(self) -> None:
         prune(self.engine, self._called_away)
@@ -321,7 +289,7 @@ class Runner:
 
     def _called_away(self) -> bool:
         """Whether something is due that does not wait for retention, the lease above all."""
-        return self.stopping or self.keeper.sleep_time() <= 0.0
+        return self.stopping or self.keeper.sleep_time() <= 0.0 or self.relief.is_due
 
     def _when_reachable(self, action: Callable[[], T]) -> T | None:
         """What `action` returns; None if the database is away, which the keeper will notice."""
@@ -453,7 +421,7 @@ class Runner:
                 self._down_since = None
                 logger.info("recovered: the database is back after %.1f s", seconds)
 
-    def _nudge(self) -> None:
+    def nudge(self) -> None:
         if self._waker is not None:
             with contextlib.suppress(OSError):
                 self._waker.send(b".")

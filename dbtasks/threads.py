@@ -25,7 +25,7 @@ class ThreadControl:
 
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
-        self.hand = LocalHand(runner.watch_hands)
+        self.hand = LocalHand(runner.relief.watch)
         self.who: Claimant | None = None
         self.began_at = 0.0
         self.limit = ThreadLimit()

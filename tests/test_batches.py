@@ -168,6 +168,36 @@ def test_what_an_outage_keeps_a_runner_from_settling_is_settled_after_it(
 
 
 @pytest.mark.once
+def test_nothing_waits_in_a_runner_until_its_retention_is_through(
+    db: None, steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pruned = []
+
+    def never_through(limit: int) -> int:
+        pruned.append(limit)
+        return 0 if steps.gate.exists() else limit
+
+    with running(workers=2, init_periodic=False) as runner:
+        steps.teach()
+        monkeypatch.setattr(runner.engine, "prune", never_through)
+        sleep_time = runner.keeper.sleep_time
+        monkeypatch.setattr(
+            runner.keeper, "sleep_time", lambda: 60.0 if steps.starts["slow"] else sleep_time()
+        )
+        runner.keeper.hooks.cleanup()
+        wait_until(lambda: pruned)
+        slow, *others = steps.enqueue("slow", *numbered(FAST))
+        steps.wait_for_slow()
+        assert all(runner.wait_for(result, 10.0) for result in others)
+        assert row_of(slow).status == "RUNNING"
+        seen = len(pruned)
+        wait_until(lambda: len(pruned) > seen, message="retention goes on")
+        steps.gate.touch()
+        assert finished(slow).status == "SUCCESSFUL"
+    assert set(steps.starts.values()) == {1}
+
+
+@pytest.mark.once
 def test_an_outcome_that_the_database_refuses_keeps_no_row_from_going_back(
     db: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
