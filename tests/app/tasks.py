@@ -163,9 +163,9 @@ def socket_options(names):
 @task
 def stubborn(started):
     """Makes the file `started` and then does not end, whatever is raised in it."""
-    open(started, "w").close()
     while True:
         try:
+            open(started, "w").close()
             while True:
                 time.sleep(0.01)
         except BaseException:
@@ -175,8 +175,8 @@ def stubborn(started):
 @dbtasks.task(max_attempts=5)
 def tidy_when_cancelled(started, tidied):
     """Makes the file `started`, then waits for ever; makes the file `tidied` when cancelled."""
-    open(started, "w").close()
     try:
+        open(started, "w").close()  # what is begun is protected: it may be cancelled at once
         while True:
             time.sleep(0.01)
     except TaskCancelled:
@@ -187,8 +187,8 @@ def tidy_when_cancelled(started, tidied):
 @task
 def finish_when_cancelled(started, gate):
     """Makes the file `started`, waits for ever, and returns when it is cancelled."""
-    open(started, "w").close()
     try:
+        open(started, "w").close()
         while not os.path.exists(gate):
             time.sleep(0.01)
     except TaskCancelled:
