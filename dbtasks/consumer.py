@@ -23,7 +23,7 @@ from .execution import Execution, execute, interrupts
 from .hygiene import tidy_up, watch_for_transactions
 from .ids import dashed
 from .lease import Lease
-from .outcomes import log_outcome, not_stored, size
+from .outcomes import log_outcome, not_stored
 from .pace import WORTH, Pace
 from .queues import QueueSelection
 from .results import update_result
@@ -274,7 +274,7 @@ class Consumer:
         """
         if self.engine.unavailable(error) is None:
             return False
-        if max(map(size, outcomes)) < LARGE or "lock" in str(error):
+        if max(outcome.size for outcome in outcomes) < LARGE or "lock" in str(error):
             return True
         try:
             self.engine.close()

@@ -25,6 +25,9 @@ Row = tuple[str, int]  # id and attempt
 # looks for such tasks.
 OVERRUN = 0.03
 OVERRUN_LOOK = 0.015
+# Characters of an outcome that others may write. What a database may find too large is for its
+# worker, which writes it at once and can tell that from an outage.
+LARGEST = 24 * 1024
 
 
 class Handover(NamedTuple):
@@ -119,6 +122,8 @@ class LocalHand:
             self._left = 0
 
     def keep(self, outcome: Outcome) -> bool:
+        if outcome.size > LARGEST:
+            return False
         with self._lock:
             self._kept.append(outcome)
         return True

@@ -17,10 +17,6 @@ from .results import json_list
 logger = logging.getLogger("dbtasks")
 
 
-def size(outcome: Outcome) -> int:
-    return len(outcome.return_value or "") + len(outcome.errors)
-
-
 def not_stored(outcome: Outcome, refusal: DatabaseError) -> Outcome:
     """The outcome of a task whose return value the database does not take."""
     told = " ".join(str(refusal).split())

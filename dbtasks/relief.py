@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,8 @@ class Relief:
         self.controls: Iterable[ThreadControl] = ()
         self._watching = False
         self._looked_at = 0.0  # monotonic
-        self._unsettled: list[Handover] = []
+        self._unsettled: deque[Handover] = deque()
+        self._settle_at = 0.0  # after a failure, monotonic
 
     def watch(self) -> None:
         """A worker has more in its hand than the task that it runs."""
@@ -59,14 +61,21 @@ class Relief:
             self._unsettled.append(handover)
             self.settle()
 
+    @property
+    def may_settle(self) -> bool:
+        well = not self.runner.degraded and time.monotonic() >= self._settle_at
+        return well and bool(self._unsettled)
+
     def settle(self) -> None:
         """What was taken; what an outage prevents is tried again after it."""
         engine = self.runner.engine
-        while self._unsettled and not self.runner.degraded:
+        while self.may_settle:
             try:
                 ready = self._unsettled[0].settle(engine)
             except DatabaseError:  # it is away, which the scheduler will notice
                 engine.close()
-                break
-            del self._unsettled[0]
-            self.runner.wake(ready)
+                self._settle_at = time.monotonic() + SETTLE_AGAIN
+                self._unsettled.rotate(-1)  # or it is about this one
+            else:
+                del self._unsettled[0]
+                self.runner.wake(ready)

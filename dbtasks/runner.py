@@ -283,8 +283,15 @@ class Runner:
                 self.relief.take(control.hand.take_over(control.who))
 
     def _clean_up(self) -> None:
-        prune(self.engine, self._called_away)
-        if not self._called_away():
+        away = False
+
+        def called_away() -> bool:
+            nonlocal away
+            away = self._called_away()
+            return away
+
+        prune(self.engine, called_away)
+        if not away:
             self._cleanup_wanted.clear()
 
     def _called_away(self) -> bool:

@@ -19,6 +19,7 @@ from dbtasks.engines import Death, Engine, Outcome, Rescued
 from dbtasks.engines.network import CONNECTION_PATIENCE
 from dbtasks.hand import Handover
 from dbtasks.ids import dashed
+from dbtasks.outcomes import not_stored
 from dbtasks.retention import prune
 from dbtasks.runner import database_backend
 from dbtasks.tally import Cells, merge, rescued_counts
@@ -53,13 +54,27 @@ class Rescue:
 
     def do(self, engine: Engine, stopping: Callable[[], bool]) -> int:
         if self.outcomes:
-            engine.finish(self.outcomes)
+            write(engine, self.outcomes)
         rescued = engine.rescue(self.node, self.worker, self.death)
         tell(self.worker, rescued, self.death)
         merge(self.counts, rescued_counts(rescued))
         if signals.is_wanted("task_rescued"):
             self.told.extend(signals.rescued_details(rescued, self.worker, self.death.reason))
         return len(rescued.retried) + len(rescued.released)
+
+
+def write(engine: Engine, outcomes: Sequence[Outcome]) -> None:
+    """What the database refuses fails its task, as its worker would have done it."""
+    try:
+        engine.finish(outcomes)
+    except DatabaseError as error:
+        if engine.unavailable(error) is not None:
+            raise
+        if len(outcomes) > 1:
+            for outcome in outcomes:
+                write(engine, [outcome])
+        else:
+            engine.finish([not_stored(outcomes[0], error)])
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -35,7 +36,8 @@ class Overruns:
         self.errands = errands
         self.watched: set[Child] = set()
         self.look_at = 0.0
-        self.numbers = itertools.count(1)
+        # From here on: another image of the parent may have given numbers to the same scheduler.
+        self.numbers = itertools.count(time.monotonic_ns())
         self.entrusted: dict[int, Entrusted] = {}
 
     @property
@@ -76,7 +78,7 @@ class Overruns:
         handover = child.hand.take_over(Claimant(child.node, child.identity))
         if handover is None:
             return
-        for scheduler in self.nursery.of_kind(Kind.SCHEDULER):
+        for scheduler in reversed(self.nursery.of_kind(Kind.SCHEDULER)):  # the youngest first
             listens = scheduler.ready and scheduler.stopped_since is None
             number = next(self.numbers)
             if listens and scheduler.channel.send("settle", number=number, **told(handover)):
@@ -85,7 +87,7 @@ class Overruns:
         self.errands.add(Settle(handover))
 
     def settled(self, scheduler: Child, number: int) -> None:
-        """It says so. One from before a reload has its numbers from another image of the parent."""
+        """It says so."""
         if number in self.entrusted and self.entrusted[number].scheduler is scheduler:
             del self.entrusted[number]
 
@@ -101,10 +103,21 @@ class Overruns:
             self.errands.add(Settle(self.entrusted.pop(number).handover))
 
     def suspend(self, now: float) -> None:
-        """Before the parent becomes another image, which does not know what the workers hold."""
+        """The parent is to become another image: from now on each worker holds one row at a time.
+
+        What it has done it keeps until its next claim writes it, as always: whoever took that from
+        it again and again would never be done.
+        """
         for child in self.nursery.workers:
             if child.hand is not None:
                 child.hand.leave_alone()
+                if self.is_late(child, now):
+                    self.relieve(child, now)
+
+    def relieve_all(self, now: float) -> None:
+        """The other image will not know what the workers hold."""
+        for child in self.nursery.workers:
+            if child.hand is not None:
                 self.relieve(child, now)
 
     def resume(self) -> None:

@@ -129,6 +129,7 @@ class Reload:
             logger.warning("the rescue of dead workers' tasks takes long; reloading meanwhile")
             self.overruns.chase(float("inf"))
             self.errands.start_all()
+        self.overruns.relieve_all(now)
         self.approved = False
         self.execute()
 

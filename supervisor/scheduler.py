@@ -131,7 +131,7 @@ class SchedulerChild:
                 case "counted":
                     self.keeper.ledger.add(from_message(message["cells"]))
                 case "settle":
-                    self.settle(int(message["number"]), heard(message))
+                    self.settle(int(message.get("number", 0)), heard(message))
                 case "reopen_logs":
                     from .logs import reopen_logs
 

@@ -4,18 +4,20 @@ unwritten, not after a crash."""
 import os
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from django.db import DataError, OperationalError
 from django.tasks import default_task_backend
 
-from dbtasks.engines import Claimant, Engine
+from dbtasks.engines import Claimant, Death, Engine, Outcome
 from dbtasks.hand import Handover
 from dbtasks.models import ScheduledTask
 from dbtasks.queues import QueueSelection
+from dbtasks.relief import Relief
 from dbtasks.testing import running
+from dbtasks_supervisor.janitor import Rescue
 from tests.app import tasks
 from tests.engines import outcome_of
 from tests.node import Node, finished, lines, row_of, within
@@ -198,6 +200,30 @@ def test_nothing_waits_in_a_runner_until_its_retention_is_through(
 
 
 @pytest.mark.once
+def test_retention_in_a_runner_is_over_though_its_workers_hold_something(
+    db: None, steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pruned = []
+
+    def slowly(limit: int) -> int:
+        pruned.append(limit)
+        wait_until(lambda: runner.relief.is_due)
+        return 0
+
+    with running(workers=2, init_periodic=False) as runner:
+        steps.teach()
+        steps.enqueue("slow")
+        steps.wait_for_slow()
+        monkeypatch.setattr(Relief, "is_idle", False)
+        monkeypatch.setattr(runner.engine, "prune", slowly)
+        runner.keeper.hooks.cleanup()
+        wait_until(lambda: pruned)
+        steps.gate.touch()
+        with pytest.raises(AssertionError, match="in vain"):
+            wait_until(lambda: len(pruned) > 1, 1.0)
+
+
+@pytest.mark.once
 def test_an_outcome_that_the_database_refuses_keeps_no_row_from_going_back(
     db: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -212,3 +238,25 @@ def test_an_outcome_that_the_database_refuses_keeps_no_row_from_going_back(
     assert Handover(me, ((row.id, row.attempt),), (outcome_of(row, me),)).settle(engine) == 1
     assert row_of(result).status == "READY"
     assert "what worker worker has done waits for it: value out of range" in caplog.text
+
+
+@pytest.mark.once
+def test_a_rescue_fails_the_task_whose_outcome_the_database_refuses(
+    db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison, fine = tasks.noop.enqueue(), tasks.noop.enqueue()
+    engine, me = default_task_backend.engine, Claimant("node", "worker")  # type: ignore[attr-defined]
+    rows = engine.claim(me, QueueSelection(), 2)
+    outcomes = tuple(outcome_of(row, me, return_value=str(n)) for n, row in enumerate(rows))
+    finish = engine.finish
+
+    def refuse(outcomes: Sequence[Outcome]) -> set[str]:
+        if any(outcome.return_value == "0" for outcome in outcomes):
+            raise DataError("value out of range")
+        return finish(outcomes)
+
+    monkeypatch.setattr(engine, "finish", refuse)
+    Rescue("node", "worker", Death("killed"), outcomes).do(engine, lambda: False)
+    assert row_of(fine).return_value == 1
+    assert row_of(poison).status == "FAILED"
+    assert row_of(poison).errors[0]["exception_class_path"] == "dbtasks.exceptions.ResultNotStored"

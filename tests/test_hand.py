@@ -66,6 +66,11 @@ def taken(handover: Handover | None) -> tuple[Row, ...]:
     return handover.rows if handover else ()
 
 
+def test_an_outcome_that_a_database_may_find_too_large_stays_with_its_worker(hand: Any) -> None:
+    assert not hand.keep(outcome(1, "1" * (KEPT_BYTES + 1)))
+    assert hand.take_over(ME) is None
+
+
 def test_the_first_row_is_the_workers_and_the_others_must_be_taken(hand: Any) -> None:
     hand.deal(batch(3))
     assert [hand.take() for _ in range(3)] == [True, True, False]

@@ -1,5 +1,6 @@
 """What is taken from a worker behind a slow task is settled, whoever dies or stops meanwhile."""
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from dbtasks_supervisor.child import Child, Kind, Life
 from dbtasks_supervisor.errands import Errands
 from dbtasks_supervisor.hand import SharedHand
 from dbtasks_supervisor.janitor import Settle
-from dbtasks_supervisor.overrun import OVERDUE, Overruns
+from dbtasks_supervisor.overrun import OVERDUE, SILENT, Overruns
 from tests.test_hand import batch, names
 
 pytestmark = pytest.mark.once
@@ -29,8 +30,10 @@ class Family:
         self.rows = batch(3)
         self.hand.deal(self.rows)
         self.worker = self.child(Kind.WORKER, self.hand)
-        self.schedulers = [self.child(Kind.SCHEDULER), self.child(Kind.SCHEDULER)]
-        nursery: Any = SimpleNamespace(of_kind=lambda kind: self.schedulers)
+        self.old, self.young = self.child(Kind.SCHEDULER), self.child(Kind.SCHEDULER)
+        nursery: Any = SimpleNamespace(
+            of_kind=lambda kind: [self.old, self.young], workers=[self.worker]
+        )
         self.errands = Errands(nursery)
         self.overruns = Overruns(nursery, self.errands)
 
@@ -53,17 +56,17 @@ def family() -> Iterator[Family]:
 def test_what_the_scheduler_says_it_has_settled_is_done(family: Family) -> None:
     family.overruns.relieve(family.worker, NOW)
     (number,) = family.overruns.entrusted
-    family.overruns.settled(family.schedulers[0], number)
+    family.overruns.settled(family.young, number)
     family.overruns.chase(NOW + 2 * OVERDUE)
-    family.overruns.forget(family.schedulers[0])
+    family.overruns.forget(family.young)
     assert not family.settled_by_janitors
 
 
 def test_what_a_scheduler_dies_with_is_a_janitors_at_once(family: Family) -> None:
     family.overruns.relieve(family.worker, NOW)
-    family.overruns.forget(family.schedulers[1])
+    family.overruns.forget(family.old)
     assert not family.settled_by_janitors
-    family.overruns.forget(family.schedulers[0])
+    family.overruns.forget(family.young)
     assert family.settled_by_janitors == [names(family.rows[1:])]
     assert not family.overruns.entrusted
 
@@ -78,8 +81,26 @@ def test_what_a_scheduler_does_not_settle_in_time_is_a_janitors(family: Family) 
 
 
 def test_the_number_of_another_scheduler_is_another_one(family: Family) -> None:
-    """One from before a reload counts on from another image of the parent."""
     family.overruns.relieve(family.worker, NOW)
     (number,) = family.overruns.entrusted
-    family.overruns.settled(family.schedulers[1], number)
+    family.overruns.settled(family.old, number)
     assert number in family.overruns.entrusted
+
+
+def test_before_a_reload_nothing_is_taken_from_workers_that_go_on(family: Family) -> None:
+    """Or it would never come to it: they always have something that is not written yet."""
+    assert family.worker.board is not None
+    family.worker.board.tick()
+    now = time.monotonic()
+    family.overruns.suspend(now)
+    assert not family.overruns.entrusted
+    assert family.hand.room == 1
+    family.overruns.suspend(now + 2 * SILENT)
+    assert family.overruns.entrusted
+
+
+def test_at_the_last_moment_before_a_reload_everything_is_taken(family: Family) -> None:
+    assert family.worker.board is not None
+    family.worker.board.tick()
+    family.overruns.relieve_all(time.monotonic())
+    assert family.overruns.entrusted

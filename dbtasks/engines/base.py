@@ -82,6 +82,11 @@ class Outcome(NamedTuple):
     retry_in: float | None
     retain: float | None  # seconds after the finish; None keeps the row
 
+    @property
+    def size(self) -> int:
+        """Characters of what the task returned and raised."""
+        return len(self.return_value or "") + len(self.errors)
+
 
 @dataclasses.dataclass(frozen=True)
 class Death:
