@@ -23,6 +23,7 @@ from .child import Child, Kind, Life
 from .hand import SharedHand
 from .janitor import Job, run_janitor
 from .newborn import Main, fork
+from .process import give_back_free_memory
 from .reloader import run_reloader
 from .roll import Roll
 from .scheduler import run_scheduler
@@ -143,10 +144,14 @@ class Nursery:
         return child
 
     def freeze(self) -> None:
-        """Before the first fork: what is loaded is shared, and no collection unshares it."""
+        """Before the first fork: what is loaded is shared, and no collection unshares it.
+
+        What loading it left free would be copied bit by bit, when the children use it.
+        """
         if not self._frozen:
             self._frozen = True
             gc.collect()
+            give_back_free_memory()
             gc.disable()
             gc.freeze()
 

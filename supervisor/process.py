@@ -62,6 +62,14 @@ def unique_memory(pid: int) -> int:
         return 0
 
 
+def give_back_free_memory() -> None:
+    """Return to the system what the C library keeps of freed memory, where it can (glibc)."""
+    with contextlib.suppress(ImportError, OSError, AttributeError, TypeError):
+        import ctypes
+
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def cpu_seconds(pid: int) -> float | None:
     """Return the CPU time in seconds that the process has used; None when it is gone."""
     import psutil

@@ -1,6 +1,7 @@
 """What a process does to itself, seen from outside."""
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -111,6 +112,28 @@ def test_unique_memory_grows_with_what_only_we_use() -> None:
     grown = unique_memory(os.getpid()) - before
     assert before > 1024 * 1024
     assert grown > 28 * 1024 * 1024, len(block)
+
+
+KEEPS_THE_LAST = """
+import os
+from dbtasks_supervisor.process import give_back_free_memory, unique_memory
+pieces = [bytes(2000) for _ in range(20_000)]  # too small to be mapped one by one
+last = pieces[-1]
+del pieces
+before = unique_memory(os.getpid())
+give_back_free_memory()
+print(before - unique_memory(os.getpid()))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc_trim is glibc's")
+def test_free_memory_goes_back_to_the_system() -> None:
+    assert int(run(KEEPS_THE_LAST)) > 20 * 1024 * 1024
+
+
+def test_where_no_memory_can_be_given_back_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ctypes", None)  # not every Python has it
+    process.give_back_free_memory()
 
 
 def test_unique_memory_falls_back_to_the_resident_size(monkeypatch: pytest.MonkeyPatch) -> None:
