@@ -320,16 +320,19 @@ def test_a_server_that_ends_the_connection_is_an_outage(engine):
 
 
 class Server:
-    """As far as Open asks: the socket of a connection, and whether all is sent."""
+    """As far as a look asks: the socket of a connection, and whether all is sent."""
 
     def __init__(self) -> None:
         self.ours, self.theirs = socket.socketpair()
         self.asked = 0
 
-    @property
-    def socket(self) -> int:
+    def fileno(self) -> int:
         self.asked += 1
         return self.ours.fileno()
+
+    @property
+    def socket(self) -> Server:
+        return self
 
     def flush(self) -> int:
         return 0
@@ -340,7 +343,7 @@ def test_whose_server_is_far_looks_three_times_in_a_transaction():
     for _ in range(2):
         opened.begin([])
         for _ in range(20):
-            opened.look(server)
+            direct.look(server, opened)
     assert server.asked == 2 * 3
 
 
@@ -348,10 +351,10 @@ def test_whose_server_is_near_may_miss_an_answer_now_and_then():
     server, opened = Server(), direct.Open()
     opened.begin([])
     for _ in range(20):
-        opened.look(server)  # in vain
+        direct.look(server, opened)  # in vain
         server.theirs.send(b"answer")
         for _ in range(direct.IN_VAIN):
-            opened.look(server)
+            direct.look(server, opened)
         server.ours.recv(100)
     assert server.asked == 20 * (1 + direct.IN_VAIN)
 
@@ -360,7 +363,7 @@ def test_what_is_not_sent_yet_is_not_looked_for(monkeypatch):
     server, opened = Server(), direct.Open()
     monkeypatch.setattr(Server, "flush", lambda self: 1)
     opened.begin([])
-    opened.look(server)
+    direct.look(server, opened)
     assert server.asked == 0
 
 

@@ -15,7 +15,7 @@ import select
 import threading
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -62,16 +62,14 @@ class Direct(Prepared):
         with connection.wrap_database_errors, raw.lock:
             if opened.prepared:
                 raw.pgconn.send_query_prepared(self._name, values)
-                opened.look(raw.pgconn)
+                look(raw.pgconn, opened)
             else:
                 raw.pgconn.send_query_params(self._text, values)
             succeed(raw)
         return True
 
     def opened(self, connection: BaseDatabaseWrapper) -> Open:
-        opened = self._open
-        if opened.hooks is not connection.run_on_commit:
-            opened.begin(connection.run_on_commit)
+        opened = self._open.of(connection)
         opened.calls += 1
         if opened.calls == CALLS_BEFORE + 1:
             opened.prepared = self.make(connection)
@@ -104,18 +102,29 @@ class Open(threading.local):
     def begin(self, hooks: Any) -> None:
         self.hooks, self.calls, self.prepared, self.trust = hooks, 0, False, TRUST
 
-    def look(self, pgconn: PGconn) -> None:
+    def of(self, connection: BaseDatabaseWrapper) -> Self:
+        if self.hooks is not connection.run_on_commit:
+            self.begin(connection.run_on_commit)
+        return self
+
+    def look(self, descriptor: int, seconds: float = LOOK_FOR) -> None:
         """Looks for an answer that comes at once; the GIL is free between two looks."""
-        if self.trust < IN_VAIN or pgconn.flush() or not hasattr(select, "poll"):
+        if self.trust < IN_VAIN or not hasattr(select, "poll"):
             return
         answer = select.poll()
-        answer.register(pgconn.socket, select.POLLIN)
-        end = time.perf_counter() + LOOK_FOR
+        answer.register(descriptor, select.POLLIN)
+        end = time.perf_counter() + seconds
         while not answer.poll(0):
             if time.perf_counter() > end:
                 self.trust -= IN_VAIN
                 return
         self.trust = min(self.trust + 1, TRUST)
+
+
+def look(pgconn: PGconn, opened: Open) -> None:
+    """Not while something is still to be sent."""
+    if not pgconn.flush():
+        opened.look(pgconn.socket)
 
 
 def is_ready(raw: Any) -> bool:

@@ -19,11 +19,12 @@ from typing import Any, Concatenate
 from django.db import DatabaseError, OperationalError
 
 from ..queues import QueueSelection
-from .base import Claimant, Claimed, Death, NodeInfo, Outcome, Rescued, Settled
+from .base import Claimant, Claimed, Death, NewTask, NodeInfo, Outcome, Rescued, Settled
 from .connection import is_missing_table, marks, plain_transaction
 from .network import Networked
 from .operations import Row
-from .portable import ByQueueEngine, Head, outcomes_as_json
+from .portable import ByQueueEngine, Head, insert_sql, outcomes_as_json
+from .undelayed import Undelayed
 
 DEADLOCK, LOCK_WAIT_TIMEOUT = 1213, 1205
 DEADLOCK_RETRIES = 8
@@ -117,6 +118,14 @@ class MySQLEngine(Networked, ByQueueEngine):
         super().__init__(alias, backend)
         self._names = NO_NAMES  # replaced whole: threads share it
         self._joins_json: bool | None = None
+        self.undelayed = Undelayed()
+
+    def insert_batch(self, rows: Sequence[NewTask], notify: bool) -> None:
+        if len(rows) == 1:
+            statement = self.sql(insert_sql(1))
+            if self.undelayed.run(self.connection, statement, self.insert_values(rows[0])):
+                return
+        super().insert_batch(rows, notify)
 
     def transaction(self) -> contextlib.AbstractContextManager[None]:
         return plain_transaction(self.connection, "START TRANSACTION")
