@@ -7,6 +7,7 @@ A worker knows how to wait, when to stop and how to interrupt a task; it hands t
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import random
 import time
@@ -23,7 +24,7 @@ from .execution import Execution, execute, interrupts
 from .hygiene import tidy_up, watch_for_transactions
 from .ids import dashed
 from .lease import Lease
-from .outcomes import log_outcome, not_stored
+from .outcomes import finish_alone, log_outcome
 from .pace import WORTH, Pace
 from .queues import QueueSelection
 from .results import update_result
@@ -253,17 +254,13 @@ class Consumer:
 
     def finish_one_by_one(self, error: DatabaseError) -> None:
         """The database refuses what a task returned: that fails this task and no other."""
-        written = set()
+        written: set[str] = set()
         for position, execution in enumerate(self._unwritten):
             tidy_up(self.engine)
-            try:
-                written |= self.engine.finish([execution.outcome])
-            except DatabaseError as refusal:
-                if self.is_away(refusal, [execution.outcome]):
-                    raise
-                failed = not_stored(execution.outcome, refusal)
-                written |= self.engine.finish([failed])
-                self._unwritten[position] = dataclasses.replace(execution, outcome=failed)
+            is_away = functools.partial(self.is_away, outcomes=[execution.outcome])
+            ids, outcome = finish_alone(self.engine, execution.outcome, is_away)
+            written |= ids
+            self._unwritten[position] = dataclasses.replace(execution, outcome=outcome)
         self.settle(written)
 
     def is_away(self, error: DatabaseError, outcomes: Iterable[Outcome]) -> bool:

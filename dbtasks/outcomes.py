@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from django.db import Error as DatabaseError
 
-from .engines import Outcome
+from .engines import Engine, Outcome
 from .exceptions import ResultNotStored, TaskCancelled
 from .execution import Execution, described
 from .fields import dump_json
@@ -27,6 +28,22 @@ def not_stored(outcome: Outcome, refusal: DatabaseError) -> Outcome:
         errors=dump_json([*json_list(outcome.errors)[-3:], error]),
         retry_in=None,
     )
+
+
+def finish_alone(
+    engine: Engine, outcome: Outcome, is_away: Callable[[DatabaseError], bool]
+) -> tuple[set[str], Outcome]:
+    """What `engine.finish` says, and what it has written: what it refuses fails the task.
+
+    Raises DatabaseError if the database is away.
+    """
+    try:
+        return engine.finish([outcome]), outcome
+    except DatabaseError as refusal:
+        if is_away(refusal):
+            raise
+        failed = not_stored(outcome, refusal)
+        return engine.finish([failed]), failed
 
 
 def log_outcome(execution: Execution, about: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from dbtasks.engines import Death, Engine, Outcome, Rescued
 from dbtasks.engines.network import CONNECTION_PATIENCE
 from dbtasks.hand import Handover
 from dbtasks.ids import dashed
-from dbtasks.outcomes import not_stored
+from dbtasks.outcomes import finish_alone
 from dbtasks.retention import prune
 from dbtasks.runner import database_backend
 from dbtasks.tally import Cells, merge, rescued_counts
@@ -65,16 +65,17 @@ class Rescue:
 
 def write(engine: Engine, outcomes: Sequence[Outcome]) -> None:
     """What the database refuses fails its task, as its worker would have done it."""
+
+    def is_away(error: DatabaseError) -> bool:
+        return engine.unavailable(error) is not None
+
     try:
         engine.finish(outcomes)
     except DatabaseError as error:
-        if engine.unavailable(error) is not None:
+        if is_away(error):
             raise
-        if len(outcomes) > 1:
-            for outcome in outcomes:
-                write(engine, [outcome])
-        else:
-            engine.finish([not_stored(outcomes[0], error)])
+        for outcome in outcomes:
+            finish_alone(engine, outcome, is_away)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dbtasks.hand import OVERRUN, OVERRUN_LOOK, Handover
 
 from .child import Child, Kind, Life
 from .errands import Errands
-from .hand import told
+from .hand import SharedHand, told
 from .janitor import Settle
 from .nursery import Nursery
 
@@ -108,20 +108,21 @@ class Overruns:
         What it has done it keeps until its next claim writes it, as always: whoever took that from
         it again and again would never be done.
         """
-        for child in self.nursery.workers:
-            if child.hand is not None:
-                child.hand.leave_alone()
-                if self.is_late(child, now):
-                    self.relieve(child, now)
+        for child, hand in self.holders():
+            hand.leave_alone()
+            if self.is_late(child, now):
+                self.relieve(child, now)
 
     def relieve_all(self, now: float) -> None:
         """The other image will not know what the workers hold."""
-        for child in self.nursery.workers:
-            if child.hand is not None:
-                self.relieve(child, now)
+        for child, _ in self.holders():
+            self.relieve(child, now)
 
     def resume(self) -> None:
         """The parent is still the same."""
-        for child in self.nursery.workers:
-            if child.hand is not None:
-                child.hand.leave_alone(False)
+        for _, hand in self.holders():
+            hand.leave_alone(False)
+
+    def holders(self) -> list[tuple[Child, SharedHand]]:
+        """The workers whose hands we know."""
+        return [(each, each.hand) for each in self.nursery.workers if each.hand is not None]

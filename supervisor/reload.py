@@ -127,7 +127,7 @@ class Reload:
             return
         if is_busy:
             logger.warning("the rescue of dead workers' tasks takes long; reloading meanwhile")
-            self.overruns.chase(float("inf"))
+            self.overruns.take_back(self.overruns.entrusted)
             self.errands.start_all()
         self.overruns.relieve_all(now)
         self.approved = False

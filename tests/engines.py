@@ -6,10 +6,12 @@ django.setup(); so whatever they need is imported here and not in a test module.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import multiprocessing
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -17,7 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from django.db import connection, connections
+import pytest
+from django.db import connection, connections, transaction
+from django.db.transaction import TransactionManagementError
 
 from dbtasks.engines import Claimant, Claimed, Engine, NewTask, NodeInfo, Outcome, get_engine
 from dbtasks.fields import dump_json
@@ -121,6 +125,33 @@ def execute(statement: str) -> list[tuple[Any, ...]]:
     with connection.cursor() as cursor:
         cursor.execute(statement)
         return cursor.fetchall() if cursor.description else []
+
+
+def side_by_side(action: Callable[[], object], threads: int = 4, times: int = 5) -> None:
+    """`action` so many times in so many threads, each with a connection of its own."""
+
+    def repeat() -> None:
+        for _ in range(times):
+            action()
+        connections.close_all()
+
+    started = [threading.Thread(target=repeat) for _ in range(threads)]
+    for thread in started:
+        thread.start()
+    for thread in started:
+        thread.join()
+
+
+def assert_refused_until_rolled_back(engine: Any, insert: Callable[[Any], object]) -> None:
+    """A transaction that is to be rolled back takes no row."""
+    with contextlib.suppress(ZeroDivisionError), transaction.atomic():
+        insert(engine)
+        with contextlib.suppress(KeyError), transaction.atomic(savepoint=False):
+            raise KeyError
+        with pytest.raises(TransactionManagementError):
+            engine.insert([new_task()], notify=False)
+        raise ZeroDivisionError
+    assert not ScheduledTask.objects.exists()
 
 
 def elsewhere[T](action: Callable[[], T]) -> T:

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 from django.db import DataError, OperationalError
-from django.tasks import default_task_backend
+from django.tasks import TaskResult, default_task_backend
 
 from dbtasks.engines import Claimant, Death, Engine, Outcome
 from dbtasks.hand import Handover
 from dbtasks.models import ScheduledTask
 from dbtasks.queues import QueueSelection
 from dbtasks.relief import Relief
+from dbtasks.runner import Runner
 from dbtasks.testing import running
 from dbtasks_supervisor.janitor import Rescue
 from tests.app import tasks
@@ -145,6 +146,15 @@ def test_prefetch_1_claims_one_at_a_time(db: None, steps: Steps) -> None:
 # Of threads
 
 
+def slow_one_that_delays_nobody(runner: Runner, steps: Steps) -> TaskResult:
+    """It runs; what was claimed with it has ended."""
+    slow, *others = steps.enqueue("slow", *numbered(FAST))
+    steps.wait_for_slow()
+    assert all(runner.wait_for(result, 10.0) for result in others)
+    assert row_of(slow).status == "RUNNING"
+    return slow
+
+
 @pytest.mark.once
 def test_what_an_outage_keeps_a_runner_from_settling_is_settled_after_it(
     db: None, steps: Steps, monkeypatch: pytest.MonkeyPatch
@@ -159,10 +169,7 @@ def test_what_an_outage_keeps_a_runner_from_settling_is_settled_after_it(
     with running(workers=2, init_periodic=False) as runner:
         steps.teach()
         monkeypatch.setattr(Handover, "settle", settle_if_reachable)
-        slow, *others = steps.enqueue("slow", *numbered(FAST))
-        steps.wait_for_slow()
-        assert all(runner.wait_for(result, 10.0) for result in others)
-        assert row_of(slow).status == "RUNNING"
+        slow = slow_one_that_delays_nobody(runner, steps)
         steps.gate.touch()
         assert finished(slow).status == "SUCCESSFUL"
     assert next(outage, None) is None
@@ -188,10 +195,7 @@ def test_nothing_waits_in_a_runner_until_its_retention_is_through(
         )
         runner.keeper.hooks.cleanup()
         wait_until(lambda: pruned)
-        slow, *others = steps.enqueue("slow", *numbered(FAST))
-        steps.wait_for_slow()
-        assert all(runner.wait_for(result, 10.0) for result in others)
-        assert row_of(slow).status == "RUNNING"
+        slow = slow_one_that_delays_nobody(runner, steps)
         seen = len(pruned)
         wait_until(lambda: len(pruned) > seen, message="retention goes on")
         steps.gate.touch()

@@ -31,7 +31,17 @@ from django.db import (
 from django.test.utils import CaptureQueriesContext
 
 from dbtasks.engines import direct
-from tests.engines import elsewhere, execute, fresh_engine, new_task, put, statements, stored
+from tests.engines import (
+    assert_refused_until_rolled_back,
+    elsewhere,
+    execute,
+    fresh_engine,
+    new_task,
+    put,
+    side_by_side,
+    statements,
+    stored,
+)
 
 NOON = datetime.datetime(
     2026, 1, 31, 12, 0, 0, 1, tzinfo=datetime.timezone(datetime.timedelta(hours=2))
@@ -225,16 +235,7 @@ def test_an_error_inside_a_savepoint_undoes_that_and_no_more(engine):
 
 
 def test_a_transaction_that_is_to_be_rolled_back_takes_no_rows(engine):
-    from django.db.transaction import TransactionManagementError
-
-    with contextlib.suppress(ZeroDivisionError), transaction.atomic():
-        insert(engine)
-        with contextlib.suppress(KeyError), transaction.atomic(savepoint=False):
-            raise KeyError
-        with pytest.raises(TransactionManagementError):
-            engine.insert([new_task()], notify=False)
-        raise ZeroDivisionError
-    assert execute(COUNT) == [(0,)]
+    assert_refused_until_rolled_back(engine, insert)
 
 
 def test_a_statement_timeout_is_an_outage_like_any_other(engine):
@@ -368,14 +369,5 @@ def test_what_is_not_sent_yet_is_not_looked_for(monkeypatch):
 
 
 def test_threads_insert_side_by_side(engine):
-    def many() -> None:
-        for _ in range(5):
-            insert(engine)
-        connections.close_all()
-
-    threads = [threading.Thread(target=many) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    side_by_side(lambda: insert(engine))
     assert execute(COUNT) == [(4 * 5 * MANY,)]

@@ -1,17 +1,22 @@
 """The row of a call inside a transaction, as MySQL gets it without a cursor."""
 
-import contextlib
-import threading
 from typing import Any
 
 import pytest
-from django.db import IntegrityError, OperationalError, connection, connections, transaction
-from django.db.transaction import TransactionManagementError
+from django.db import IntegrityError, OperationalError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 
 from dbtasks.engines import direct, undelayed
 from dbtasks.fields import dump_json
-from tests.engines import elsewhere, execute, fresh_engine, new_task, stored
+from tests.engines import (
+    assert_refused_until_rolled_back,
+    elsewhere,
+    execute,
+    fresh_engine,
+    new_task,
+    side_by_side,
+    stored,
+)
 
 COUNT = "SELECT count(*) FROM dbtasks_scheduledtask"
 AWKWARD = ["\x00", "\ud800", "ünïcödé 😀", "%s {now} '\"\\ \n\r\x1a"]
@@ -97,14 +102,7 @@ def test_an_error_is_that_of_a_cursor_and_the_transaction_can_go_on_behind_a_sav
 
 
 def test_a_transaction_that_is_to_be_rolled_back_takes_no_rows(engine):
-    with contextlib.suppress(ZeroDivisionError), transaction.atomic():
-        insert(engine)
-        with contextlib.suppress(KeyError), transaction.atomic(savepoint=False):
-            raise KeyError
-        with pytest.raises(TransactionManagementError):
-            engine.insert([new_task()], notify=False)
-        raise ZeroDivisionError
-    assert execute(COUNT) == ((0,),)
+    assert_refused_until_rolled_back(engine, insert)
 
 
 class Interrupted(BaseException):
@@ -172,14 +170,5 @@ def test_a_server_that_ends_the_connection_is_an_outage(engine):
 
 
 def test_threads_insert_side_by_side(engine):
-    def many() -> None:
-        for _ in range(5):
-            insert(engine)
-        connections.close_all()
-
-    threads = [threading.Thread(target=many) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    side_by_side(lambda: insert(engine))
     assert execute(COUNT) == ((4 * 5 * MANY,),)

@@ -54,9 +54,9 @@ class Direct(Prepared):
         Whoever watches or counts the statements gets to see plain ones.
         """
         raw: Any = connection.connection
-        if connection.needs_rollback or connection.execute_wrappers or connection.queries_logged:
+        if needs_cursor(connection) or not is_ready(raw):
             return False
-        if not is_ready(raw) or (values := encoded(parameters)) is None:
+        if (values := encoded(parameters)) is None:
             return False
         opened = self.opened(connection)
         with connection.wrap_database_errors, raw.lock:
@@ -125,6 +125,13 @@ def look(pgconn: PGconn, opened: Open) -> None:
     """Not while something is still to be sent."""
     if not pgconn.flush():
         opened.look(pgconn.socket)
+
+
+def needs_cursor(connection: BaseDatabaseWrapper) -> bool:
+    """Whether somebody is to see the statement, or to refuse it."""
+    return bool(
+        connection.needs_rollback or connection.execute_wrappers or connection.queries_logged
+    )
 
 
 def is_ready(raw: Any) -> bool:

@@ -29,6 +29,7 @@ from .undelayed import Undelayed
 DEADLOCK, LOCK_WAIT_TIMEOUT = 1213, 1205
 DEADLOCK_RETRIES = 8
 
+INSERT_ONE = insert_sql(1)
 # The index is named, or a small table is sorted instead of read in claim order.
 CLAIM_SELECT = """
 SELECT id, attempt + (attempt < 2147483647), task_path, args, kwargs, queue, priority, run_after,
@@ -121,9 +122,10 @@ class MySQLEngine(Networked, ByQueueEngine):
         self.undelayed = Undelayed()
 
     def insert_batch(self, rows: Sequence[NewTask], notify: bool) -> None:
-        if len(rows) == 1:
-            statement = self.sql(insert_sql(1))
-            if self.undelayed.run(self.connection, statement, self.insert_values(rows[0])):
+        connection = self.connection
+        if len(rows) == 1 and self.undelayed.suits(connection):
+            statement, values = self.sql(INSERT_ONE), self.insert_values(rows[0])
+            if self.undelayed.run(connection, statement, values):
                 return
         super().insert_batch(rows, notify)
 

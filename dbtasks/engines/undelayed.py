@@ -12,7 +12,7 @@ from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from .direct import Open
+from .direct import Open, needs_cursor
 
 LOOK_FOR = 0.0003  # seconds; an insert takes it longer than PostgreSQL
 
@@ -23,16 +23,18 @@ class Undelayed:
     def __init__(self) -> None:
         self._open = Open()
 
-    def run(self, connection: BaseDatabaseWrapper, text: str, parameters: Sequence[Any]) -> bool:
-        """Whether it was run; if not, nothing has happened. Raises django.db.Error.
+    def suits(self, connection: BaseDatabaseWrapper) -> bool:
+        """Not outside a transaction; whoever watches statements gets to see plain ones."""
+        if not connection.in_atomic_block or needs_cursor(connection):
+            return False
+        return can_wait(connection.connection)
 
-        Whoever watches or counts the statements gets to see plain ones.
+    def run(self, connection: BaseDatabaseWrapper, text: str, parameters: Sequence[Any]) -> bool:
+        """Whether it was run, on a connection that suits; if not, nothing has happened.
+
+        Raises django.db.Error.
         """
         raw: Any = connection.connection
-        if connection.needs_rollback or connection.execute_wrappers or connection.queries_logged:
-            return False
-        if not connection.in_atomic_block or not can_wait(raw):
-            return False
         try:
             statement = text.encode() % tuple(map(raw.literal, parameters))
         except UnicodeEncodeError:
